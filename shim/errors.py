@@ -6,9 +6,11 @@ what failed, on what, and where to look; nothing matches on them.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from shim.ttrpc import status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing costs the shim's start path milliseconds
+    from typing import ClassVar
 
 
 class KatapyError(Exception):
