@@ -1,0 +1,110 @@
+"""A container image made here, of the host's static busybox: no registry needed.
+
+The image is an OCI layout in one tar file, as ``ctr images import`` takes it. The same
+busybox gives the same bytes. Source: OCI image-spec v1.1 (image-layout.md, config.md,
+manifest.md), Debian package busybox-static.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.lib.command import run
+
+IMAGE_NAME = "localhost/katapy/busybox:latest"
+_BUSYBOX = Path("/bin/busybox")
+_DIRECTORIES = {
+    "bin": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "proc": 0o755, "root": 0o700,
+    "sys": 0o755, "tmp": 0o1777, "usr": 0o755, "var": 0o755,
+}  # fmt: skip
+_FILES = {
+    "etc/passwd": (
+        "root:x:0:0:root:/root:/bin/sh\n"
+        "daemon:x:1:1:daemon:/:/bin/false\n"
+        "user:x:1000:1000:user:/home:/bin/sh\n"
+    ),
+    "etc/group": "root:x:0:\ndaemon:x:1:\nuser:x:1000:\nextra:x:2000:user\n",
+    "etc/hostname": "busybox\n",
+}
+
+
+def rootfs_tar() -> bytes:
+    """The image's file tree: busybox with its applets as hard links.
+
+    Hard links rather than symbolic ones, so that a masked or replaced file doesn't take
+    all applets along.
+    """
+    applets = run([_BUSYBOX, "--list"], timeout=10).split()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mode in _DIRECTORIES.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            tar.addfile(entry)
+        for name, text in _FILES.items():
+            _add_file(tar, name, text.encode(), 0o644)
+        _add_file(tar, "bin/busybox", _BUSYBOX.read_bytes(), 0o755)
+        for applet in sorted(set(applets) - {"busybox"}):
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname, entry.mode = tarfile.LNKTYPE, "bin/busybox", 0o755
+            tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def write_image(path: Path) -> None:
+    """Write the image as an OCI layout tar that containerd imports as ``IMAGE_NAME``."""
+    architecture = run(["dpkg", "--print-architecture"], timeout=10).strip()
+    with tarfile.open(path, mode="w") as tar:
+        for name, data in _layout(rootfs_tar(), architecture):
+            _add_file(tar, name, data, 0o644)
+
+
+def _layout(layer: bytes, architecture: str) -> Iterator[tuple[str, bytes]]:
+    config = _json(
+        {
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    )
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
+            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+        }
+    )
+    reference = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
+    reference["annotations"] = {
+        "io.containerd.image.name": IMAGE_NAME,
+        "org.opencontainers.image.ref.name": "latest",
+    }
+    yield "oci-layout", _json({"imageLayoutVersion": "1.0.0"})
+    yield "index.json", _json({"schemaVersion": 2, "manifests": [reference]})
+    for blob in (layer, config, manifest):
+        yield "blobs/" + _digest(blob).replace(":", "/"), blob
+
+
+def _descriptor(media_type: str, blob: bytes) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": _digest(blob), "size": len(blob)}
+
+
+def _digest(blob: bytes) -> str:
+    return "sha256:" + hashlib.sha256(blob).hexdigest()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), mode
+    tar.addfile(entry, io.BytesIO(data))

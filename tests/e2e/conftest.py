@@ -1,0 +1,181 @@
+"""Fixtures: containerd daemons of our own, ctr, events, and a look for what is left behind.
+
+A session has one daemon per containerd series, started on first use. Everything a run
+names carries one random token, so runs on one host don't meet.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.lib.apt import codename
+from deploy.lib.busybox import write_image
+from deploy.lib.command import DeployError
+from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
+from deploy.lib.runtime import Runtime, prepare_runtime
+from tests.conftest import DEFAULT_RUNTIME
+from tests.support.ctr import Ctr
+from tests.support.events import Events, open_events
+from tests.support.leaks import Scope, assert_nothing_left, snapshot
+from tests.support.processes import become_subreaper
+
+_FULL_ORDER = ("1.7", "2.1", "1.6")
+_versions: dict[str, str] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "series" not in metafunc.fixturenames:
+        return
+    wanted = [name for name in metafunc.config.getoption("--containerd").split(",") if name]
+    if metafunc.definition.get_closest_marker("core") is None:
+        wanted = [name for name in _FULL_ORDER if name in wanted][:1]
+    metafunc.parametrize("series", wanted, scope="session")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for series, text in sorted(_versions.items()):
+        terminalreporter.write_line(f"containerd {series}: {text}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--runtime") == DEFAULT_RUNTIME:
+        return
+    skip = pytest.mark.skip(reason="about VMs, and --runtime names another runtime")
+    for item in items:
+        if item.get_closest_marker("vm") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def token() -> str:
+    """The mark in everything that this run names."""
+    return f"kt{secrets.token_hex(3)}"
+
+
+@pytest.fixture(scope="session")
+def scratch(token: str) -> Iterator[Path]:
+    """A directory of this run with a short path, for sockets."""
+    folder = Path(tempfile.gettempdir()) / token
+    folder.mkdir(mode=0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def image(scratch: Path) -> Path:
+    """The busybox image as a file to import."""
+    path = scratch / "busybox.tar"
+    write_image(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
+    """The runtime under test: its name, its launcher's directory, its configuration."""
+    name = request.config.getoption("--runtime")
+    if name != DEFAULT_RUNTIME:
+        return Runtime(name)
+    return prepare_runtime(scratch / "runtime")
+
+
+@pytest.fixture(scope="session")
+def daemon(series: str, scratch: Path, image: Path, runtime: Runtime) -> Iterator[Daemon]:
+    """containerd of the given series, running; a test may stop and start it."""
+    release = RELEASES[series]
+    try:
+        packages = fetch_containerd(release)
+    except DeployError as error:
+        _versions[series] = f"could not be had: {error}"
+        if release == codename():
+            raise
+        pytest.skip(f"containerd {series} could not be had: {error}")
+    _versions[series] = packages.describe()
+    become_subreaper()
+    folder = scratch / series
+    (folder / "tmp").mkdir(parents=True)
+    version = 3 if series.startswith("2.") else 2
+    config = config_text(folder, version=version, plugins=_blockfile(folder))
+    daemon = Daemon(
+        packages,
+        folder,
+        config=config,
+        path=[runtime.launcher_dir] if runtime.launcher_dir else [],
+        # Whatever forgets its temporary files forgets them where the leak check looks.
+        env={"TMPDIR": str(folder / "tmp"), **runtime.env},
+    )
+    daemon.start()
+    yield daemon
+    daemon.stop()
+
+
+def _blockfile(folder: Path) -> str:
+    scratch_file = folder / "scratch.ext4"
+    with open(scratch_file, "wb") as handle:
+        handle.truncate(64 << 20)
+    os.system(f"mkfs.ext4 -q -F -O ^has_journal {scratch_file}")
+    return f"""
+[plugins."io.containerd.snapshotter.v1.blockfile"]
+  scratch_file = "{scratch_file}"
+  fs_type = "ext4"
+  mount_options = ["loop"]
+"""
+
+
+@pytest.fixture(scope="session")
+def base_ctr(daemon: Daemon, token: str, image: Path, runtime: Runtime) -> Iterator[Ctr]:
+    """ctr with the image imported; tests use ``ctr``, which cleans up after each."""
+    ctr = Ctr(daemon, token, runtime.name, runtime.ctr_options)
+    ctr.ok("namespaces", "create", token)
+    ctr.ok("images", "import", image)
+    yield ctr
+    ctr.remove_all()
+    for path in Path("/sys/fs/cgroup").glob(f"**/{token}"):
+        path.rmdir()  # ctr's parent group for the namespace, which runc leaves
+
+
+@pytest.fixture(scope="session")
+def leak_scope(daemon: Daemon, token: str) -> Scope:
+    """What the leak check looks at for this daemon."""
+    task_dir = f"io.containerd.runtime.v2.task/{token}"
+    return Scope(
+        token=token,
+        state_dirs=(
+            daemon.folder / "state/io.containerd.runtime.v2.task",
+            daemon.folder / "root/io.containerd.runtime.v2.task",
+            daemon.folder / "tmp",
+        ),
+        lasting=frozenset(
+            [f"{daemon.folder}/{top}/{task_dir}" for top in ("state", "root")]
+            + ["/run/katapy/s", f"/run/katapy/{token}"]
+        ),
+        expected=lambda: (daemon.pid,),
+    )
+
+
+@pytest.fixture
+def leak_check(leak_scope: Scope) -> Iterator[None]:
+    """Fails the test if anything of ours is there after it that wasn't before."""
+    before = snapshot(leak_scope)
+    yield
+    assert_nothing_left(leak_scope, before)
+
+
+@pytest.fixture
+def ctr(base_ctr: Ctr, leak_check: None) -> Iterator[Ctr]:
+    """ctr for one test: its containers are removed at the end, and nothing may be left."""
+    yield base_ctr
+    base_ctr.remove_all()
+
+
+@pytest.fixture
+def events(ctr: Ctr) -> Iterator[Events]:
+    """The namespace's events during one test."""
+    with open_events(ctr) as events:
+        yield events
