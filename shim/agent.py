@@ -1,0 +1,286 @@
+"""The shim's view of the guest agent: Kata's protocol, and our extension where offered.
+
+Everything the extension gives has a path without it, so that a Kata guest image
+works too: without ``oci-json`` the spec travels as Kata's message (and loses what
+has no slot there), without ``stdio-stream`` the streams are read by RPC.
+
+Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from protos.kata import agent_pb2, health_pb2
+from protos.katapy import extension_pb2
+from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
+from shim.stdio.channel import GuestChannel
+from shim.stdio.kata_channel import KataChannel
+from shim.stdio.stream_channel import StreamChannel
+from shim.ttrpc import status
+from shim.ttrpc.client import Client, open_client
+from shim.ttrpc.service import stub
+from shim.ttrpc.status import TtrpcError
+
+REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
+HEALTH_TIMEOUT_S = 30.0
+
+
+class Agent:
+    """A connected guest agent.
+
+    Methods raise :class:`TtrpcError` with the agent's own status and text, and
+    ``ConnectionClosed`` when the channel is lost.
+
+    Args:
+        client: the ttrpc connection to the agent.
+        features: what its extension announced; empty for a Kata agent.
+        boot_stamps: the agent's monotonic boot times in µs, by stage.
+    """
+
+    def __init__(
+        self, client: Client, features: frozenset[str], boot_stamps: dict[str, int]
+    ) -> None:
+        self.features = features
+        self.boot_stamps = boot_stamps
+        self._client = client
+        self._kata: Any = stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
+        self._health: Any = stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+
+    async def check(self, timeout: float = HEALTH_TIMEOUT_S) -> None:
+        """Ask whether the agent serves.
+
+        Args:
+            timeout: seconds to wait for the answer.
+        """
+        await self._health.Check(health_pb2.CheckRequest(), timeout=timeout)
+
+    async def create_sandbox(
+        self,
+        sandbox_id: str,
+        *,
+        hostname: str = "",
+        dns: Sequence[str] = (),
+        storages: Sequence[agent_pb2.Storage] = (),
+        shared_pid_namespace: bool = False,
+        kernel_modules: Sequence[str] = (),
+        guest_hook_path: str = "",
+    ) -> None:
+        """Set up what the pod's containers share; once per VM, before any container.
+
+        Args:
+            sandbox_id: the pod's id.
+            hostname: the pod's host name.
+            dns: lines of resolv.conf.
+            storages: mounts of the sandbox, the shared directory first.
+            shared_pid_namespace: whether containers share one pid namespace.
+            kernel_modules: lines of ``name key=value…`` to load.
+            guest_hook_path: directory in the guest with OCI hooks.
+        """
+        modules = [line.split() for line in kernel_modules]
+        await self._kata.CreateSandbox(
+            agent_pb2.CreateSandboxRequest(
+                hostname=hostname,
+                dns=dns,
+                storages=storages,
+                sandbox_pidns=shared_pid_namespace,
+                sandbox_id=sandbox_id,
+                guest_hook_path=guest_hook_path,
+                kernel_modules=[
+                    agent_pb2.KernelModule(name=words[0], parameters=words[1:])
+                    for words in modules
+                    if words
+                ],
+            ),
+            timeout=REQUEST_TIMEOUT_S,
+        )
+
+    async def destroy_sandbox(self, timeout: float) -> None:
+        """End every container and power the VM off."""
+        await self._kata.DestroySandbox(agent_pb2.DestroySandboxRequest(), timeout=timeout)
+
+    async def create_container(
+        self,
+        container_id: str,
+        spec: dict[str, Any],
+        *,
+        storages: Sequence[agent_pb2.Storage] = (),
+        devices: Sequence[agent_pb2.Device] = (),
+        shared_pid_namespace: bool = False,
+        timeout: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        """Make a container with its init waiting to be started.
+
+        Args:
+            container_id: its id.
+            spec: the OCI configuration as the guest shall see it.
+            storages: mounts to make first, in order.
+            devices: devices to wait for first.
+            shared_pid_namespace: join the sandbox's pid namespace.
+            timeout: seconds for the whole call.
+        """
+        request = agent_pb2.CreateContainerRequest(
+            container_id=container_id,
+            exec_id=container_id,
+            storages=storages,
+            devices=devices,
+            sandbox_pidns=shared_pid_namespace,
+        )
+        if "oci-json" in self.features:
+            request.oci_spec_json = json.dumps(spec).encode()
+        else:
+            request.OCI.CopyFrom(kata_spec(spec))
+        await self._kata.CreateContainer(request, timeout=timeout)
+
+    async def start_container(self, container_id: str) -> None:
+        """Let a created container's init run."""
+        await self._kata.StartContainer(
+            agent_pb2.StartContainerRequest(container_id=container_id), timeout=REQUEST_TIMEOUT_S
+        )
+
+    async def remove_container(self, container_id: str, timeout: float = REQUEST_TIMEOUT_S) -> None:
+        """Kill what is left of a container, unmount its storages, forget it."""
+        await self._kata.RemoveContainer(
+            agent_pb2.RemoveContainerRequest(container_id=container_id), timeout=timeout
+        )
+
+    async def exec_process(self, container_id: str, exec_id: str, process: dict[str, Any]) -> None:
+        """Start one more process in a container.
+
+        Args:
+            container_id: the container.
+            exec_id: the new process's id there.
+            process: the OCI process object.
+        """
+        request = agent_pb2.ExecProcessRequest(container_id=container_id, exec_id=exec_id)
+        if "oci-json" in self.features:
+            request.oci_process_json = json.dumps(process).encode()
+        # The Kata form goes along in either case: the agent reads `Terminal` from it.
+        request.process.CopyFrom(kata_process(process))
+        await self._kata.ExecProcess(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def signal(self, container_id: str, exec_id: str, signal: int) -> None:
+        """Send a signal to one process; with an empty ``exec_id`` to the whole container.
+
+        Args:
+            container_id: the container.
+            exec_id: the process; equal to ``container_id`` for init alone.
+            signal: Linux signal number.
+        """
+        await self._kata.SignalProcess(
+            agent_pb2.SignalProcessRequest(
+                container_id=container_id, exec_id=exec_id, signal=signal
+            ),
+            timeout=REQUEST_TIMEOUT_S,
+        )
+
+    async def wait(self, container_id: str, exec_id: str) -> int:
+        """Wait for a process's end, however long it takes.
+
+        Returns:
+            Its exit code, or 128 + signal.
+        """
+        reply = await self._kata.WaitProcess(
+            agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
+        )
+        return int(reply.status)
+
+    async def stats(self, container_id: str, timeout: float) -> agent_pb2.StatsContainerResponse:
+        """Read a container's cgroup and network counters."""
+        reply: agent_pb2.StatsContainerResponse = await self._kata.StatsContainer(
+            agent_pb2.StatsContainerRequest(container_id=container_id), timeout=timeout
+        )
+        return reply
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze a container."""
+        await self._kata.PauseContainer(
+            agent_pb2.PauseContainerRequest(container_id=container_id), timeout=REQUEST_TIMEOUT_S
+        )
+
+    async def resume(self, container_id: str) -> None:
+        """Thaw a container."""
+        await self._kata.ResumeContainer(
+            agent_pb2.ResumeContainerRequest(container_id=container_id), timeout=REQUEST_TIMEOUT_S
+        )
+
+    async def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits.
+
+        Args:
+            container_id: the container.
+            resources: OCI ``linux.resources``.
+        """
+        request = agent_pb2.UpdateContainerRequest(
+            container_id=container_id, resources=kata_resources(resources)
+        )
+        if "oci-json" in self.features:
+            request.oci_resources_json = json.dumps(resources).encode()
+        await self._kata.UpdateContainer(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def resize(self, container_id: str, exec_id: str, width: int, height: int) -> None:
+        """Set a process's terminal size in characters."""
+        await self._kata.TtyWinResize(
+            agent_pb2.TtyWinResizeRequest(
+                container_id=container_id, exec_id=exec_id, row=height, column=width
+            ),
+            timeout=REQUEST_TIMEOUT_S,
+        )
+
+    async def oom_events(self) -> AsyncIterator[str]:
+        """Yield the id of a container each time the guest's OOM killer strikes in it.
+
+        Ends when the connection is lost or the agent has no such events.
+        """
+        while True:
+            try:
+                event = await self._kata.GetOOMEvent(agent_pb2.GetOOMEventRequest())
+            except TtrpcError as err:
+                if err.code in (status.UNAVAILABLE, status.UNIMPLEMENTED, status.CANCELLED):
+                    return
+                raise
+            yield event.container_id
+
+    def stdio(self, container_id: str, exec_id: str, *, terminal: bool) -> GuestChannel:
+        """The process's streams, by our streaming extension or by Kata's RPCs.
+
+        Args:
+            container_id: the container.
+            exec_id: the process; equal to ``container_id`` for init.
+            terminal: whether the process has a terminal, and so no stderr of its own.
+        """
+        if "stdio-stream" in self.features:
+            return StreamChannel(self._client, container_id, exec_id)
+        return KataChannel(self._kata, container_id, exec_id, terminal=terminal)
+
+
+@asynccontextmanager
+async def connect(
+    stream: trio.SocketStream, timeout: float = HEALTH_TIMEOUT_S
+) -> AsyncGenerator[Agent, None]:
+    """Speak to the agent at the other end of a connected stream.
+
+    Args:
+        stream: a byte stream to the agent, any channel preface already done.
+        timeout: seconds until its first answer.
+
+    Yields:
+        The agent, which has answered once.
+    """
+    async with open_client(stream) as client:
+        extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
+        try:
+            hello = await extension.Hello(extension_pb2.HelloRequest(), timeout=timeout)
+        except TtrpcError as err:
+            if err.code != status.UNIMPLEMENTED:
+                raise
+            agent = Agent(client, frozenset(), {})
+            await agent.check(timeout)
+        else:
+            agent = Agent(client, frozenset(hello.features), dict(hello.boot_stamps))
+        yield agent

@@ -1,0 +1,67 @@
+"""The network namespace a pod's VMM runs in.
+
+Namespaces belong to threads, so one is made in a thread of its own that ends with
+it; the returned descriptor keeps it alive until the VMM is in it.
+
+Source: namespaces(7), setns(2), OCI runtime-spec ``linux.namespaces``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any
+
+from shim.errors import Internal, InvalidArgument
+
+CLONE_NEWNET = 0x40000000
+
+
+def open_netns(spec: dict[str, Any]) -> int | None:
+    """Open the network namespace an OCI spec asks for.
+
+    Args:
+        spec: the OCI configuration of the pod's first container.
+
+    Returns:
+        A descriptor the caller closes: of the namespace at the spec's path, or of a
+        new one when the spec names no path; None when the pod uses the host's network.
+
+    Raises:
+        InvalidArgument: the path is not a network namespace.
+        Internal: the kernel refused a new one.
+    """
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    wanted = next((entry for entry in namespaces if entry.get("type") == "network"), None)
+    if wanted is None:
+        return None
+    path = wanted.get("path")
+    if not path:
+        return _new_netns()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as err:
+        raise InvalidArgument(f"network namespace {path}: {err.strerror}") from err
+
+
+def _new_netns() -> int:
+    made: list[int] = []
+    failed: list[OSError] = []
+
+    def make() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNET) != 0:
+            failed.append(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
+            return
+        try:
+            made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as err:
+            failed.append(err)
+
+    thread = threading.Thread(target=make, name="new-netns")
+    thread.start()
+    thread.join()
+    if failed:
+        raise Internal(f"cannot make a network namespace: {failed[0].strerror}") from failed[0]
+    return made[0]

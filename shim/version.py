@@ -1,0 +1,3 @@
+"""The version of katapy, in one place that costs nothing to import."""
+
+VERSION = "0.1.0"
