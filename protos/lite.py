@@ -177,26 +177,26 @@ def _decode_into(message: Message, table: Table, data: Buffer, pos: int, end: in
         if tag < 0x80:
             pos += 1
         else:
-            tag, pos = _decode_tag(data, pos, end)
+            tag, pos = decode_tag(data, pos, end)
         number = tag >> 3
         wire_type = tag & 7
         if not number:
             raise DecodeError(f"{table[0]}: field number 0")
         field = table.get(number)
         if field is None:
-            pos = _skip(data, pos, end, number, wire_type)
+            pos = skip_field(data, pos, end, number, wire_type)
             continue
         name, kind, label, sub = field
         if label == MAP:
             if wire_type != 2:
-                pos = _skip(data, pos, end, number, wire_type)
+                pos = skip_field(data, pos, end, number, wire_type)
                 continue
-            start, pos = _span(data, pos, end)
+            start, pos = decode_span(data, pos, end)
             key, value = _decode_map_entry(sub, data, start, pos)
             message.setdefault(name, {})[key] = value
         elif wire_type == _WIRE_TYPE[kind]:
             if kind == MESSAGE:
-                start, pos = _span(data, pos, end)
+                start, pos = decode_span(data, pos, end)
                 if label == REPEATED:
                     item = Message(sub)
                     message.setdefault(name, []).append(item)
@@ -210,24 +210,33 @@ def _decode_into(message: Message, table: Table, data: Buffer, pos: int, end: in
             else:
                 message[name] = value
         elif wire_type == 2 and label == REPEATED:
-            start, pos = _span(data, pos, end)
+            start, pos = decode_span(data, pos, end)
             values = message.setdefault(name, [])
             while start < pos:
                 value, start = _decode_scalar(kind, data, start, pos)
                 values.append(value)
         else:
-            pos = _skip(data, pos, end, number, wire_type)
+            pos = skip_field(data, pos, end, number, wire_type)
 
 
-def _decode_tag(data: Buffer, pos: int, end: int) -> tuple[int, int]:
+def decode_tag(data: Buffer, pos: int, end: int) -> tuple[int, int]:
+    """Decode the tag at ``pos`` (field number << 3 | wire type); gives the position after it.
+
+    Raises:
+        DecodeError: it is truncated or the field number does not fit 29 bits.
+    """
     tag, after = decode_varint(data, pos, end)
     if tag > 0xFFFF_FFFF or after - pos > 5:
         raise DecodeError("field number exceeds 29 bits")
     return tag, after
 
 
-def _span(data: Buffer, pos: int, end: int) -> tuple[int, int]:
-    """Read a length at ``pos``; gives start and end of what it counts."""
+def decode_span(data: Buffer, pos: int, end: int) -> tuple[int, int]:
+    """Decode the length at ``pos``; gives start and end of what it counts.
+
+    Raises:
+        DecodeError: the length is truncated or runs past ``end``.
+    """
     length, pos = decode_varint(data, pos, end)
     if length > end - pos:
         raise DecodeError(f"length {length} runs past the end ({end - pos} bytes left)")
@@ -237,7 +246,7 @@ def _span(data: Buffer, pos: int, end: int) -> tuple[int, int]:
 def _decode_scalar(kind: int, data: Buffer, pos: int, end: int) -> tuple[Any, int]:
     wire_type = _WIRE_TYPE[kind]
     if wire_type == 2:
-        start, pos = _span(data, pos, end)
+        start, pos = decode_span(data, pos, end)
         raw = bytes(data[start:pos])
         if kind == BYTES:
             return raw, pos
@@ -285,8 +294,12 @@ def _decode_map_entry(sub: Any, data: Buffer, pos: int, end: int) -> tuple[Any, 
     return entry["key"], Message(value_table) if value is None else value
 
 
-def _skip(data: Buffer, pos: int, end: int, number: int, wire_type: int) -> int:
-    """Give the position after an unknown field, groups included."""
+def skip_field(data: Buffer, pos: int, end: int, number: int, wire_type: int) -> int:
+    """Give the position after a field, groups included, whose tag has just been read.
+
+    Raises:
+        DecodeError: the field is malformed or truncated.
+    """
     groups: list[int] = []
     while True:
         if wire_type == 0:
@@ -294,7 +307,7 @@ def _skip(data: Buffer, pos: int, end: int, number: int, wire_type: int) -> int:
         elif wire_type == 1:
             pos += 8
         elif wire_type == 2:
-            pos = _span(data, pos, end)[1]
+            pos = decode_span(data, pos, end)[1]
         elif wire_type == 3:
             groups.append(number)
             if len(groups) > _UNKNOWN_GROUP_DEPTH:
@@ -310,7 +323,7 @@ def _skip(data: Buffer, pos: int, end: int, number: int, wire_type: int) -> int:
             raise DecodeError("truncated field")
         if not groups:
             return pos
-        tag, pos = _decode_tag(data, pos, end)
+        tag, pos = decode_tag(data, pos, end)
         number = tag >> 3
         wire_type = tag & 7
         if not number:

@@ -16,4 +16,4 @@ TaskCheckpointed = {0: 'containerd.events.TaskCheckpointed', 1: ("container_id",
 SandboxCreate = {0: 'containerd.events.SandboxCreate', 1: ("sandbox_id", 9, 0, None)}
 SandboxStart = {0: 'containerd.events.SandboxStart', 1: ("sandbox_id", 9, 0, None)}
 SandboxExit = {0: 'containerd.events.SandboxExit', 1: ("sandbox_id", 9, 0, None), 2: ("exit_status", 13, 0, None), 3: ("exited_at", 11, 1, Timestamp)}
-SERVICES = {}
+SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {}

@@ -31,7 +31,7 @@ ShutdownRequest = {0: 'containerd.task.v2.ShutdownRequest', 1: ("id", 9, 0, None
 PauseRequest = {0: 'containerd.task.v2.PauseRequest', 1: ("id", 9, 0, None)}
 ResumeRequest = {0: 'containerd.task.v2.ResumeRequest', 1: ("id", 9, 0, None)}
 Empty = {0: 'google.protobuf.Empty'}
-SERVICES = {
+SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
     "containerd.task.v2.Task": {
         "State": (StateRequest, StateResponse, False, False),
         "Create": (CreateTaskRequest, CreateTaskResponse, False, False),

@@ -111,7 +111,7 @@ Empty = {0: 'google.protobuf.Empty'}
 VolumeUsage = {0: 'grpc.VolumeUsage', 1: ("available", 4, 0, None), 2: ("total", 4, 0, None), 3: ("used", 4, 0, None), 4: ("unit", 14, 0, None)}
 VolumeCondition = {0: 'grpc.VolumeCondition', 1: ("abnormal", 8, 0, None), 2: ("message", 9, 0, None)}
 VolumeStatsResponse = {0: 'grpc.VolumeStatsResponse', 1: ("usage", 11, 2, VolumeUsage), 2: ("volume_condition", 11, 1, VolumeCondition)}
-SERVICES = {
+SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
     "grpc.AgentService": {
         "CreateContainer": (CreateContainerRequest, Empty, False, False),
         "StartContainer": (StartContainerRequest, Empty, False, False),

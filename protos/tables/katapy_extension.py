@@ -5,7 +5,7 @@ HelloResponse = {0: 'katapy.agent.v1.HelloResponse', 1: ("agent_version", 9, 0, 
 StdioFrame = {0: 'katapy.agent.v1.StdioFrame', 1: ("container_id", 9, 0, None), 2: ("exec_id", 9, 0, None), 3: ("channel", 13, 0, None), 4: ("data", 12, 0, None), 5: ("eof", 8, 0, None), 6: ("credit", 4, 0, None)}
 SetClockRequest = {0: 'katapy.agent.v1.SetClockRequest', 1: ("unix_nanos", 3, 0, None)}
 Empty = {0: 'google.protobuf.Empty'}
-SERVICES = {
+SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
     "katapy.agent.v1.Extension": {
         "Hello": (HelloRequest, HelloResponse, False, False),
         "Stdio": (StdioFrame, StdioFrame, True, True),

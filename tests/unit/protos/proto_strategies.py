@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as PbMessage
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
@@ -59,7 +59,7 @@ def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     return st.floats(allow_nan=False, width=64 if field.type == field.TYPE_DOUBLE else 32)
 
 
-def values(descriptor: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
+def values(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Dicts of field values of a message type, any field possibly missing."""
     optional: dict[str, st.SearchStrategy[Any]] = {}
     for field in descriptor.fields:
@@ -95,7 +95,7 @@ def build(cls: type[PbMessage], fields: dict[str, Any]) -> PbMessage:
     message = cls()
     for name, value in fields.items():
         field = cls.DESCRIPTOR.fields_by_name[name]
-        kind = field.message_type
+        kind: Any = field.message_type
         if kind is not None and kind.GetOptions().map_entry:
             nested = kind.fields[1].message_type
             for key, item in value.items():

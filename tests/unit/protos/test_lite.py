@@ -107,7 +107,7 @@ def test_damaged_messages(case: tuple[Any, type[PbMessage]], data: st.DataObject
 def test_unknown_fields_are_skipped(data: st.DataObject) -> None:
     """What a Kata peer does with our fields from 100 on: WaitProcessRequest reads another's."""
     fields = data.draw(values(agent_pb2.CreateContainerRequest.DESCRIPTOR))
-    message = build(agent_pb2.CreateContainerRequest, fields)
+    message: Any = build(agent_pb2.CreateContainerRequest, fields)
     encoded = message.SerializeToString()
     seen = lite.decode(kata_agent.StartContainerRequest, encoded)
     assert set(seen) <= {"container_id"}
