@@ -1,0 +1,68 @@
+"""What a VM of this spec can do on this QEMU."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from vmm.hypervisor import Capabilities
+from vmm.qemu.command import hot_memory_bytes
+from vmm.qemu.plan import MMIO_TRANSPORTS
+from vmm.spec import MIB, BalloonDevice, PanicDevice
+
+if TYPE_CHECKING:
+    from vmm.qemu.probe import QemuFeatures
+    from vmm.spec import VmSpec
+
+_VIRTIO_MEM_BLOCK = 2 * MIB
+_DIMM_BLOCK = 128 * MIB
+_PCI_COLD_SLOTS = 30
+_MAX_VCPUS = 255
+
+
+def capabilities(spec: VmSpec, features: QemuFeatures) -> Capabilities:
+    """Return what is possible, from what was asked for and what QEMU has."""
+    pci = spec.machine != "microvm"
+    hot = pci and spec.hotplug_slots > 0
+    hot_memory = hot_memory_bytes(spec) > 0
+    fs_share = "vhost-user-fs-pci" in features.devices
+    balloons = [device for device in spec.devices if isinstance(device, BalloonDevice)]
+    return Capabilities(
+        transport="pci" if pci else "mmio",
+        max_vcpus=_MAX_VCPUS,
+        max_devices=_PCI_COLD_SLOTS if pci else MMIO_TRANSPORTS,
+        fs_share=fs_share,
+        fs_hot=fs_share and hot and spec.needs_shared_memory,
+        ninep="virtio-9p-pci" in features.devices,
+        block_hot="add_remove" if hot else "none",
+        block_resize=True,
+        net_hot=hot,
+        nic_by_fd=True,
+        multi_queue=True,
+        vcpu_up=spec.vcpu_limit > spec.vcpus,
+        vcpu_down=spec.vcpu_limit > spec.vcpus,
+        mem_up=hot_memory,
+        mem_down=hot_memory,
+        mem_granule=_VIRTIO_MEM_BLOCK if spec.memory_hotplug == "virtio-mem" else _DIMM_BLOCK,
+        mem_max=spec.memory_bytes + hot_memory_bytes(spec),
+        balloon=bool(balloons),
+        free_page_reporting=any(balloon.free_page_reporting for balloon in balloons),
+        pause=True,
+        vsock=_vsock(features),
+        serial_agent=True,
+        console=spec.console,
+        initrd=True,
+        firmware=pci,
+        event_stream="rich",
+        reset_semantics="exit",
+        guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
+        acpi_shutdown=True,
+        rootless=True,
+        seccomp=features.sandbox,
+    )
+
+
+def _vsock(features: QemuFeatures) -> Literal["none", "hybrid", "vhost"]:
+    if "vhost-vsock-pci" in features.devices and os.access("/dev/vhost-vsock", os.R_OK | os.W_OK):
+        return "vhost"
+    return "hybrid" if "vhost-user-vsock-pci" in features.devices else "none"

@@ -1,0 +1,242 @@
+"""Attach and detach devices of a running VM.
+
+Removal has two phases. ``device_del`` only asks the guest; the device, its back-end and
+its port stay reserved until QEMU says ``DEVICE_DELETED``, however long after the
+caller's deadline that is.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vmm.errors import (
+    ApiError,
+    Conflict,
+    ControlTimeout,
+    GuestTimeout,
+    NotFound,
+    Unsupported,
+    VmmError,
+)
+from vmm.events import DeviceRemoved, DeviceRemoveFailed
+from vmm.qemu.plan import own_fds
+from vmm.spec import BlockDevice, FsDevice, NetDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmm.broadcast import Subscription
+    from vmm.events import Event
+    from vmm.hypervisor import Capabilities
+    from vmm.qemu.plan import Placed, Plan
+    from vmm.qemu.qmp import QmpClient
+    from vmm.qemu.qmp_codec import QmpEvent
+    from vmm.spec import AttachedDevice, Device
+
+logger = logging.getLogger(__name__)
+
+_UNDO_TIMEOUT = 5.0
+
+
+class Removal:
+    """A device that the guest was asked to let go of."""
+
+    def __init__(self) -> None:
+        self.settled = trio.Event()
+        self.refused = False
+
+
+class Removals:
+    """Unplug requests under way, by QEMU id.
+
+    Args:
+        qmp: control connection.
+        nursery: owns what waits for the guest after a caller stopped waiting.
+    """
+
+    def __init__(self, qmp: QmpClient, nursery: trio.Nursery) -> None:
+        self._qmp = qmp
+        self._nursery = nursery
+        self._pending: dict[str, Removal] = {}
+
+    async def remove(
+        self, name: str, timeout: float, after: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        """Unplug a device and wait until it is gone.
+
+        Args:
+            name: its QEMU id.
+            timeout: seconds to wait; the removal goes on behind the scenes afterwards.
+            after: run once it is gone (True), or the guest refused (False).
+
+        Raises:
+            GuestTimeout: the guest has not let go, or refused to.
+        """
+        removal = self._pending.get(name)
+        if removal is None:
+            removal = self._pending[name] = Removal()
+            subscription = self._qmp.subscribe()
+            try:
+                await self._request(name)
+            except BaseException:
+                del self._pending[name]
+                subscription.__exit__(None, None, None)
+                raise
+            self._nursery.start_soon(self._settle, name, removal, subscription, after)
+        else:
+            await self._request(name)
+        with trio.move_on_after(timeout):
+            await removal.settled.wait()
+            if removal.refused:
+                raise GuestTimeout(f"the guest refused to let go of {name}")
+            return
+        raise GuestTimeout(f"the guest has not let go of {name} within {timeout:g} s")
+
+    async def _request(self, name: str) -> None:
+        try:
+            await self._qmp.execute("device_del", {"id": name})
+        except ApiError as error:
+            # Asked for before; the event is still to come.
+            if name not in self._pending or error.kind == "DeviceNotFound":
+                raise
+
+    async def _settle(
+        self,
+        name: str,
+        removal: Removal,
+        subscription: Subscription[QmpEvent],
+        after: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        with subscription:
+            async for event in subscription:
+                if event.data.get("device") != name:
+                    continue  # children of a device are reported by path only
+                if event.name == "DEVICE_DELETED":
+                    break
+                if event.name in ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR"):
+                    removal.refused = True
+                    break
+            else:
+                return  # the VM is gone, and everything with it
+        del self._pending[name]
+        try:
+            await after(not removal.refused)
+        except VmmError as error:
+            logger.warning("after removing %s: %s", name, error)
+        removal.settled.set()
+
+
+class HotPlug:
+    """Attaches and detaches devices.
+
+    Args:
+        qmp: control connection.
+        plan: the VM's devices and free ports.
+        removals: unplug requests.
+        capabilities: what this VM can do.
+        publish: takes events.
+    """
+
+    def __init__(
+        self,
+        qmp: QmpClient,
+        plan: Plan,
+        removals: Removals,
+        capabilities: Capabilities,
+        publish: Callable[[Event], None],
+    ) -> None:
+        self._qmp = qmp
+        self._plan = plan
+        self._removals = removals
+        self._capabilities = capabilities
+        self._publish = publish
+
+    def require(self, device: Device) -> None:
+        """Raise ``Unsupported`` unless this kind of device can be hot-plugged."""
+        match device:
+            case BlockDevice():
+                self._capabilities.require("block_hot", "q35 with hotplug_slots")
+            case NetDevice():
+                self._capabilities.require("net_hot", "q35 with hotplug_slots")
+            case FsDevice():
+                self._capabilities.require("fs_hot", "q35 with shared_memory")
+            case _:
+                raise Unsupported(f"hot-plug of a {type(device).__name__}", "only at boot")
+
+    async def attach(self, device: Device, timeout: float) -> AttachedDevice:
+        """See :meth:`vmm.hypervisor.Hypervisor.attach`."""
+        self.require(device)
+        # QEMU answers in milliseconds; being cancelled halfway would leave parts behind.
+        with trio.move_on_after(timeout, shield=True):
+            return await self._attach(device)
+        raise ControlTimeout(f"QEMU did not attach {device.id} within {timeout:g} s")
+
+    async def _attach(self, device: Device) -> AttachedDevice:
+        names: list[str] = []
+        placed: Placed | None = None
+        undo: list[tuple[str, dict[str, Any]]] = []
+        try:
+            for fd in own_fds(device):
+                names.append(await self._qmp.pass_fd(fd))  # noqa: PERF401 - undone one by one
+            placed = self._plan.add_hot(device, tuple(names))
+            for step in placed.recipe.steps:
+                await self._qmp.execute(step.command, step.arguments)
+                if step.undo is not None:
+                    undo.insert(0, step.undo)
+        except ApiError:
+            await self._roll_back(undo, names if not undo else [])
+            if placed is not None:
+                self._plan.release(placed)
+            raise
+        except VmmError:
+            if placed is None:
+                await self._roll_back([], names)
+            raise
+        return placed.handle
+
+    async def _roll_back(self, undo: list[tuple[str, dict[str, Any]]], names: list[str]) -> None:
+        commands = [*undo, *(("closefd", {"fdname": name}) for name in names)]
+        with trio.move_on_after(_UNDO_TIMEOUT, shield=True):
+            for command, arguments in commands:
+                try:
+                    await self._qmp.execute(command, arguments)
+                except VmmError as error:
+                    logger.warning("undoing a failed attach: %s", error)
+
+    async def detach(self, handle: AttachedDevice, timeout: float) -> None:
+        """See :meth:`vmm.hypervisor.Hypervisor.detach`."""
+        placed = self._find(handle)
+        if not placed.handle.hot:
+            raise Conflict(f"{handle.id} was there at boot and can't be detached")
+
+        async def after(gone: bool) -> None:
+            if gone:
+                await self._release(placed)
+            self._publish(DeviceRemoved(handle.id) if gone else DeviceRemoveFailed(handle.id))
+
+        await self._removals.remove(placed.recipe.name, timeout, after)
+
+    async def _release(self, placed: Placed) -> None:
+        try:
+            for command, arguments in placed.recipe.undo:
+                await self._qmp.execute(command, arguments)
+        finally:
+            self._plan.release(placed)
+
+    async def resize_block(self, handle: AttachedDevice, size_bytes: int) -> None:
+        """See :meth:`vmm.hypervisor.Hypervisor.resize_block`."""
+        self._capabilities.require("block_resize")
+        placed = self._find(handle)
+        if not isinstance(placed.handle.device, BlockDevice):
+            raise Conflict(f"{handle.id} is not a disk")
+        node = f"{placed.recipe.name}-img"
+        await self._qmp.execute("block_resize", {"node-name": node, "size": size_bytes})
+
+    def _find(self, handle: AttachedDevice) -> Placed:
+        placed = self._plan.placed.get(handle.id)
+        if placed is None or placed.handle != handle:
+            raise NotFound(f"no device {handle.id} is attached")
+        return placed

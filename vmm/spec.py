@@ -1,0 +1,296 @@
+"""What a VM is made of: frozen, typed, and the same for every backend.
+
+Standard library only and free of I/O, so that a process which must not import trio
+yet can still describe and start a VM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class BlockDevice:
+    """A disk backed by an image file or a block device.
+
+    Args:
+        id: name of the device, unique in the VM.
+        path: raw image file or block device on the host.
+        read_only: the guest can't write; the host file is opened read-only.
+        direct: bypass the host page cache (``O_DIRECT``).
+        serial: what the guest reads as serial number; at most 20 bytes.
+        shared: several VMs use the image at once (no image locks; wants ``read_only``).
+        discard: hand the guest's discards to the host file.
+    """
+
+    id: str
+    path: Path
+    read_only: bool = False
+    direct: bool = False
+    serial: str = ""
+    shared: bool = False
+    discard: bool = True
+
+
+@dataclass(frozen=True)
+class NetDevice:
+    """A network card on a tap device.
+
+    Args:
+        id: name of the device, unique in the VM.
+        mac: address the guest's link gets.
+        tap: name of a tap device in the VMM's network namespace, or
+        fds: open tap (or macvtap) queues; the backend passes copies, the caller closes its own.
+        mtu: announced to the guest in bytes; 0 leaves the default.
+        vhost: let the host kernel move the packets (needs ``/dev/vhost-net``).
+    """
+
+    id: str
+    mac: str
+    tap: str = ""
+    fds: tuple[int, ...] = ()
+    mtu: int = 0
+    vhost: bool = False
+
+
+@dataclass(frozen=True)
+class FsDevice:
+    """A directory shared by a vhost-user daemon (virtio-fs).
+
+    Args:
+        id: name of the device, unique in the VM.
+        tag: what the guest mounts.
+        socket: where the daemon listens.
+        queue_size: entries of the request queue.
+    """
+
+    id: str
+    tag: str
+    socket: Path
+    queue_size: int = 1024
+
+
+@dataclass(frozen=True)
+class NinePDevice:
+    """A directory shared by the VMM itself (9p); at boot only.
+
+    Args:
+        id: name of the device, unique in the VM.
+        tag: what the guest mounts; at most 31 bytes.
+        path: the directory on the host.
+        read_only: refuse writes.
+        ownership: ``passthrough`` keeps users and groups as they are (the VMM runs as
+            root), ``none`` ignores that they can't be set.
+    """
+
+    id: str
+    tag: str
+    path: Path
+    read_only: bool = False
+    ownership: Literal["passthrough", "none"] = "passthrough"
+
+
+@dataclass(frozen=True)
+class RngDevice:
+    """A source of randomness for the guest; at boot only."""
+
+    id: str = "rng"
+
+
+@dataclass(frozen=True)
+class BalloonDevice:
+    """A balloon; at boot only.
+
+    Args:
+        id: name of the device, unique in the VM.
+        free_page_reporting: the guest gives unused pages back by itself.
+        deflate_on_oom: the guest takes pages back rather than run out of memory.
+    """
+
+    id: str = "balloon"
+    free_page_reporting: bool = True
+    deflate_on_oom: bool = True
+
+
+@dataclass(frozen=True)
+class PanicDevice:
+    """Reports a guest panic to the host; at boot only."""
+
+    id: str = "panic"
+
+
+@dataclass(frozen=True)
+class SerialDevice:
+    """A named byte-stream port to the guest (virtio-serial); at boot only.
+
+    Args:
+        id: name of the device, unique in the VM; names its socket in ``runtime_dir`` too.
+        name: port name the guest sees.
+    """
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class VsockDevice:
+    """Sockets between host and guest (virtio-vsock).
+
+    Args:
+        id: name of the device, unique in the VM.
+        cid: context id of the guest (3 or more); 0 picks a free one.
+        fd: an open ``/dev/vhost-vsock`` with the cid set on it, or -1.
+        vhost_user: control socket of a vhost-device-vsock daemon (hybrid vsock).
+        uds: hybrid vsock: the socket a host program dials with a CONNECT line.
+    """
+
+    id: str = "vsock"
+    cid: int = 0
+    fd: int = -1
+    vhost_user: Path | None = None
+    uds: Path | None = None
+
+
+Device = (
+    BlockDevice
+    | NetDevice
+    | FsDevice
+    | NinePDevice
+    | RngDevice
+    | BalloonDevice
+    | PanicDevice
+    | SerialDevice
+    | VsockDevice
+)
+
+
+@dataclass(frozen=True)
+class PciPath:
+    """Where the guest finds a PCI device: (slot, function) from the root bus down.
+
+    ``str()`` gives Kata's form: two hex digits a hop, joined by slashes (``02/00``),
+    with the function where it is not 0 (``10.3/00``).
+    """
+
+    hops: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return "/".join(
+            f"{slot:02x}.{function:x}" if function else f"{slot:02x}"
+            for slot, function in self.hops
+        )
+
+
+@dataclass(frozen=True)
+class MmioIndex:
+    """Where the guest finds a virtio-mmio device: its number on the command line."""
+
+    index: int
+
+
+Address = PciPath | MmioIndex
+
+
+@dataclass(frozen=True)
+class AttachedDevice:
+    """A device of a running VM.
+
+    Args:
+        device: what was attached.
+        address: where the guest finds it; None when it has no address of its own.
+        hot: attached after boot, so that it can be detached.
+    """
+
+    device: Device
+    address: Address | None
+    hot: bool
+
+    @property
+    def id(self) -> str:
+        """Name of the device."""
+        return self.device.id
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """Everything a backend must know to start a VM.
+
+    Args:
+        kernel: vmlinux (PVH) or bzImage.
+        runtime_dir: existing directory for the VM's sockets; its path must be short
+            (a unix socket path has 107 bytes).
+        name: shown in the host's process list.
+        machine: the backend's machine type.
+        vcpus: virtual CPUs at boot.
+        max_vcpus: how far CPU hot-plug may go; 0 is ``vcpus``.
+        memory_bytes: memory at boot.
+        max_memory_bytes: how far memory hot-plug may go; 0 is ``memory_bytes``.
+        memory_hotplug: by virtio-mem (shrinks too) or by DIMMs.
+        shared_memory: back the memory by a memfd other processes can map; None does it
+            when a device needs it.
+        initrd: initial ramdisk.
+        cmdline: kernel arguments. The backend adds what the accelerator, the console,
+            the root device and the channel need, unless they are in it.
+        image: guest root, attached as first disk.
+        devices: what else the VM has from the start.
+        channel: how ``dial_agent`` reaches the guest.
+        agent_port: vsock port the guest agent listens on.
+        console: capture the guest's serial console.
+        netns: network namespace the VMM runs in, as an open fd; None stays.
+        accel: ``kvm``, ``tcg``, or ``auto`` for the best that works.
+        cpu_model: overrides the accelerator's best model.
+        sandbox_seccomp: the VMM's own seccomp filter.
+        hotplug_slots: devices that can be hot-plugged at a time.
+        spawn_timeout: seconds until the VMM must answer on its control channel.
+        extra_args: further command-line arguments of the VMM, used as they are.
+    """
+
+    kernel: Path
+    runtime_dir: Path
+    name: str = "katapy"
+    machine: str = "q35"
+    vcpus: int = 1
+    max_vcpus: int = 0
+    memory_bytes: int = 256 * MIB
+    max_memory_bytes: int = 0
+    memory_hotplug: Literal["virtio-mem", "dimm"] = "virtio-mem"
+    shared_memory: bool | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+    image: BlockDevice | None = None
+    devices: tuple[Device, ...] = ()
+    channel: Literal["serial", "vsock"] = "serial"
+    agent_port: int = 1024
+    console: bool = True
+    netns: int | None = None
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    cpu_model: str = ""
+    sandbox_seccomp: bool = True
+    hotplug_slots: int = 12
+    spawn_timeout: float = 30.0
+    extra_args: tuple[str, ...] = ()
+
+    @property
+    def vcpu_limit(self) -> int:
+        """Largest number of virtual CPUs this VM can have."""
+        return max(self.vcpus, self.max_vcpus)
+
+    @property
+    def memory_limit(self) -> int:
+        """Largest memory this VM can have, in bytes."""
+        return max(self.memory_bytes, self.max_memory_bytes)
+
+    @property
+    def needs_shared_memory(self) -> bool:
+        """Whether another process must map the guest's memory (vhost-user)."""
+        if self.shared_memory is not None:
+            return self.shared_memory
+        return any(
+            isinstance(device, FsDevice)
+            or (isinstance(device, VsockDevice) and device.vhost_user is not None)
+            for device in self.devices
+        )
