@@ -173,6 +173,8 @@ def identity(path: str) -> tuple[int, int]:
 
 def remove_own(path: str, own: tuple[int, int]) -> None:
     """Unlink ``path`` if it still is the socket file ``own`` names; never raises for "gone"."""
+    if not os.path.lexists(path):
+        return
     try:
         with DirectoryLock(os.path.dirname(path)):
             if identity(path) == own:

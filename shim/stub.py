@@ -61,7 +61,10 @@ def main(argv: Sequence[str], site_packages: Sequence[str] = ()) -> int:
             return 0
         return start(arguments, site_packages)
     except (KatapyError, OSError) as error:
-        _print(f"katapy: {' '.join(str(error).split())}\n".encode("utf-8", "backslashreplace"))
+        line = f"katapy: {' '.join(str(error).split())}\n".encode("utf-8", "backslashreplace")
+        _print(line)  # containerd shows what `start` printed; of `delete` it reads the log only
+        if "delete" in argv:
+            _complain(line)
         return 1
 
 
@@ -183,6 +186,13 @@ def write_address(bundle: str, path: str) -> None:
 def open_log(bundle: str, debug: bool, **fields: str) -> Log:
     """The log of one bundle."""
     return Log(open_fifo(f"{bundle}/log"), DEBUG if debug else INFO, fields)
+
+
+def _complain(line: bytes) -> None:
+    try:  # noqa: SIM105 - contextlib is not worth importing here
+        os.write(2, line)
+    except OSError:  # the FIFO is full
+        pass
 
 
 def _print(data: bytes) -> None:
