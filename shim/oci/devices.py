@@ -1,0 +1,95 @@
+"""Device nodes and device rules of a container in the VM.
+
+A device number means something else in the guest unless Linux assigns it for good,
+so only those nodes are kept, and devices that were attached to the VM get the numbers
+they have there.
+
+Source: Linux admin-guide/devices.txt; OCI runtime-spec "Default Devices".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_FIXED_CHARACTER_DEVICES = frozenset(
+    {(1, minor) for minor in (3, 5, 7, 8, 9, 11)}  # null zero full random urandom kmsg
+    | {(5, 0), (5, 1), (5, 2)}  # tty console ptmx
+    | {(10, minor) for minor in (200, 229, 232, 237)}  # tun fuse kvm loop-control
+)
+
+_ANY: dict[str, Any] = {"allow": True, "access": "rwm"}
+_DEFAULT_RULES: tuple[dict[str, Any], ...] = (
+    {"allow": False, "access": "rwm"},
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+    {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "rwm"},
+)
+
+
+def guest_devices(
+    devices: Iterable[Mapping[str, Any]], attached: Mapping[str, tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Choose and renumber the device nodes that exist in the guest.
+
+    Args:
+        devices: ``linux.devices`` of the host's spec.
+        attached: path in the container to guest major and minor.
+    """
+    result = []
+    for device in devices:
+        path = device.get("path", "")
+        number = (device.get("major", 0), device.get("minor", 0))
+        if path in attached:
+            major, minor = attached[path]
+            result.append({**device, "major": major, "minor": minor})
+        elif device.get("type") == "p" or (
+            device.get("type") in ("c", "u") and number in _FIXED_CHARACTER_DEVICES
+        ):
+            result.append(dict(device))
+        else:
+            _log.debug("device %s (%s:%s) of the host is not in the VM", path, *number)
+    return result
+
+
+def device_rules(
+    rules: Sequence[Mapping[str, Any]], devices: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Build the device rules: all allowed if the host's spec says so, else a default list.
+
+    Args:
+        rules: ``linux.resources.devices`` of the host's spec.
+        devices: the nodes the container gets, from :func:`guest_devices`.
+    """
+    if rules and _allows_everything(rules[-1]):
+        return [dict(_ANY)]
+    own = (
+        {
+            "allow": True,
+            "type": device["type"],
+            "major": device["major"],
+            "minor": device["minor"],
+            "access": "rwm",
+        }
+        for device in devices
+        if device.get("type") in ("c", "b")
+    )
+    return [*map(dict, _DEFAULT_RULES), *own]
+
+
+def _allows_everything(rule: Mapping[str, Any]) -> bool:
+    return (
+        bool(rule.get("allow"))
+        and rule.get("type", "a") == "a"
+        and rule.get("major", -1) == -1
+        and rule.get("minor", -1) == -1
+        and set(rule.get("access", "rwm")) >= set("rwm")
+    )

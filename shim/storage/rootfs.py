@@ -1,0 +1,129 @@
+"""Decides how a container's root file system reaches the guest.
+
+A block device or image file goes to the VM as a disk, which the guest mounts: no file
+server is in the way. Everything else is mounted on the host and shared.
+
+Source: containerd snapshotters' mounts (contract §5.2).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from shim.errors import InvalidArgument, Unimplemented
+from shim.storage.options import Mount, parse_options
+
+GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
+"""What both guest kernels mount."""
+
+_HOST_WORDS = frozenset(("loop", "direct-io", "direct_io", "rw", "defaults"))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRootfs:
+    """Make these mounts on the host, or take a ready directory, and share it.
+
+    Attributes:
+        mounts: to be made in order, each at its target below the root.
+        directory: the ready root, if there are no mounts.
+    """
+
+    mounts: tuple[Mount, ...]
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRootfs:
+    """Attach this disk to the VM and mount it there.
+
+    Attributes:
+        path: block device or image file.
+        fstype: its file system.
+        read_only: attach and mount it read-only.
+        is_image: it is a file, not a device.
+        direct_io: bypass the host's page cache.
+        options: mount options for the guest.
+    """
+
+    path: str
+    fstype: str
+    read_only: bool
+    is_image: bool
+    direct_io: bool
+    options: tuple[str, ...]
+
+
+def is_block_device(path: str) -> bool:
+    """Whether ``path`` is a block device."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def plan_rootfs(
+    mounts: Sequence[Mount],
+    bundle_root: str,
+    *,
+    can_share: bool,
+    can_attach: bool,
+    guest_filesystems: Collection[str] = GUEST_FILESYSTEMS,
+    is_block: Callable[[str], bool] = is_block_device,
+) -> SharedRootfs | BlockRootfs:
+    """Choose the way of a root file system into the guest.
+
+    Args:
+        mounts: the Create request's ``rootfs``.
+        bundle_root: absolute path of config.json's ``root.path``, which counts when
+            there are no mounts.
+        can_share: the VM can share a host directory.
+        can_attach: the VM can take another disk.
+        guest_filesystems: what the guest can mount.
+        is_block: tells block devices from the rest.
+
+    Raises:
+        InvalidArgument: options that can't be honoured or a mount outside the root.
+        Unimplemented: the VM has no way for it.
+    """
+    for entry in mounts:
+        parse_options(entry.options)
+        if ".." in entry.target.split("/"):
+            raise InvalidArgument(f"rootfs mount target {entry.target!r} leaves the root")
+    disk = None
+    if len(mounts) == 1 and can_attach:
+        disk = _as_disk(mounts[0], guest_filesystems, is_block)
+    if disk is not None:
+        return disk
+    if not can_share:
+        kinds = ", ".join(entry.type for entry in mounts) or "a directory"
+        raise Unimplemented(
+            f"rootfs ({kinds}): this hypervisor shares no directories and the root is no disk; "
+            "use the blockfile or devmapper snapshotter"
+        )
+    return SharedRootfs(tuple(mounts), bundle_root)
+
+
+def _as_disk(
+    entry: Mount, guest_filesystems: Collection[str], is_block: Callable[[str], bool]
+) -> BlockRootfs | None:
+    options = parse_options(entry.options)
+    if entry.type not in guest_filesystems or entry.target.strip("/"):
+        return None
+    if options.uid_map or options.gid_map:
+        return None
+    if any(option.startswith("device=") for option in options.data):
+        return None  # an image of several files
+    if not (options.loop or is_block(entry.source)):
+        return None
+    return BlockRootfs(
+        path=entry.source,
+        fstype=entry.type,
+        # erofs has no other way, and a snapshot's layer must not be locked for writing.
+        read_only=options.read_only or entry.type == "erofs",
+        is_image=options.loop,
+        direct_io=options.direct_io,
+        options=tuple(o for o in entry.options if o and o not in _HOST_WORDS),
+    )

@@ -1,0 +1,243 @@
+"""The directory a pod's VM sees through virtio-fs or 9p.
+
+It is bound onto itself and made shared before its server starts, so that what is
+mounted into it later reaches the server in its own mount namespace. Names are never
+used twice, because a guest may still know an old one's content; and everything is
+unmounted lazily, because the server may hold files.
+
+Source: mount_namespaces(7); the layout is what Kata's agent expects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimplemented
+from shim.storage.mounts import Recorder, bind, mount, unmount
+from shim.storage.options import Mount
+from shim.storage.rootfs import SharedRootfs
+
+GUEST_SHARE = "/run/kata-containers/shared/containers"
+"""Where the guest mounts the share."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_NAME_MAX = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Made:
+    """Something made for a container; undone in reverse order."""
+
+    kind: str
+    path: str
+    note: Any
+
+
+@dataclass(slots=True)
+class _Contents:
+    made: list[_Made] = field(default_factory=list)
+
+
+class Share:
+    """A pod's shared directory.
+
+    Args:
+        root: host path; the directory is made.
+        recorder: gets every mount, file and directory before it is made.
+    """
+
+    def __init__(self, root: str, recorder: Recorder) -> None:
+        self.root = root
+        self._recorder = recorder
+        self._own = _Contents()
+        self._containers: dict[str, _Contents] = {}
+        self._serial = 0
+
+    async def prepare(self) -> None:
+        """Make the directory; before the file server starts.
+
+        Raises:
+            Internal: the host refuses.
+        """
+        await self._building(self._own, self._prepare)
+
+    async def add_rootfs(self, container_id: str, plan: SharedRootfs) -> str:
+        """Mount a container's root file system; returns its path in the guest.
+
+        Raises:
+            InvalidArgument, Internal, ResourceExhausted, DeadlineExceeded: as
+                :func:`shim.storage.mounts.mount`; nothing is left behind.
+        """
+        contents = self._containers.setdefault(container_id, _Contents())
+        relative = f"{container_id}/rootfs"
+
+        async def build(made: _Contents) -> None:
+            self._mkdir(made, os.path.join(self.root, container_id), container_id)
+            root = os.path.join(self.root, relative)
+            self._mkdir(made, root, container_id)
+            entries = plan.mounts or (Mount("bind", plan.directory, "", ("rbind",)),)
+            for entry in entries:
+                target = root
+                if entry.target.strip("/"):
+                    # Below a mounted root the path may lead anywhere: resolve it there.
+                    target = _inside(root, entry.target)
+                await self._mount(made, entry, target, container_id)
+
+        await self._building(contents, build)
+        return f"{GUEST_SHARE}/{relative}"
+
+    async def add_volume(
+        self,
+        container_id: str,
+        source: str,
+        *,
+        read_only: bool = False,
+        recursive: bool = True,
+    ) -> str:
+        """Share a directory or file of the host; returns its path in the guest.
+
+        Mounts that appear below ``source`` later are seen in the guest.
+
+        Raises:
+            NotFound: there is no ``source``.
+            Unimplemented: it is a device node, which is attached, not shared.
+            InvalidArgument, Internal, DeadlineExceeded: it can't be bound.
+        """
+        try:
+            mode = os.stat(source).st_mode
+        except FileNotFoundError as error:
+            raise NotFound(f"volume {source}: {error.strerror}") from error
+        except OSError as error:
+            raise InvalidArgument(f"volume {source}: {error.strerror}") from error
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            raise Unimplemented(f"volume {source}: a device node of the host is not in the VM")
+        self._serial += 1
+        base = _UNSAFE.sub("_", os.path.basename(source.rstrip("/")) or "root")[:_NAME_MAX]
+        name = f"{container_id}-{self._serial}-{base}"
+        contents = self._containers.setdefault(container_id, _Contents())
+
+        async def build(made: _Contents) -> None:
+            target = os.path.join(self.root, name)
+            if stat.S_ISDIR(mode):
+                self._mkdir(made, target, container_id)
+            else:
+                self._touch(made, target, container_id)
+            note = await bind(
+                source,
+                target,
+                _ForContainer(self._recorder, container_id),
+                read_only=read_only,
+                recursive=recursive,
+            )
+            made.made.append(_Made("mount", target, note))
+
+        await self._building(contents, build)
+        return f"{GUEST_SHARE}/{name}"
+
+    async def remove(self, container_id: str) -> None:
+        """Take everything of a container away. Idempotent.
+
+        What can't be undone is logged and stays on record; the rest is done anyway.
+        """
+        contents = self._containers.pop(container_id, None)
+        if contents is not None:
+            await self._undo(contents)
+
+    async def aclose(self) -> None:
+        """Take everything away; after the file server has ended. Idempotent."""
+        for container_id in list(self._containers):
+            await self.remove(container_id)
+        await self._undo(self._own)
+
+    async def _prepare(self, made: _Contents) -> None:
+        parent = os.path.dirname(self.root)
+        os.makedirs(parent, mode=0o711, exist_ok=True)
+        self._mkdir(made, self.root, "")
+        # Private first: its events are to reach the server, not the host.
+        await self._mount(
+            made, Mount("bind", self.root, "", ("bind", "rprivate", "rshared")), self.root, ""
+        )
+
+    async def _building(self, contents: _Contents, build: Callable[[_Contents], Any]) -> None:
+        """Run ``build``; what it made joins ``contents``, or is undone if it fails."""
+        fresh = _Contents()
+        try:
+            await build(fresh)
+        except BaseException as error:
+            await self._undo(fresh)
+            if isinstance(error, OSError):
+                raise Internal(f"share {self.root}: {error.strerror} ({error.filename})") from error
+            raise
+        contents.made += fresh.made
+
+    async def _mount(self, made: _Contents, entry: Mount, target: str, container_id: str) -> None:
+        note = await mount(entry, target, _ForContainer(self._recorder, container_id))
+        made.made.append(_Made("mount", target, note))
+
+    def _mkdir(self, made: _Contents, path: str, container_id: str) -> None:
+        recorder = _ForContainer(self._recorder, container_id)
+        with contextlib.suppress(FileExistsError):
+            note = recorder.add("dir", path=path)
+            made.made.append(_Made("dir", path, note))
+            os.mkdir(path, 0o755)
+
+    def _touch(self, made: _Contents, path: str, container_id: str) -> None:
+        note = _ForContainer(self._recorder, container_id).add("file", path=path)
+        made.made.append(_Made("file", path, note))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+    async def _undo(self, contents: _Contents) -> None:
+        # Shielded, and bounded by the deadline of each unmount.
+        with trio.CancelScope(shield=True):
+            while contents.made:
+                item = contents.made.pop()
+                try:
+                    if item.kind == "mount":
+                        await unmount(item.path)
+                    elif item.kind == "dir":
+                        _gone(os.rmdir, item.path)
+                    else:
+                        _gone(os.unlink, item.path)
+                except (KatapyError, OSError) as error:
+                    _log.error("share: %s %s stays: %s", item.kind, item.path, error)
+                else:
+                    self._recorder.remove(item.note)
+
+
+class _ForContainer:
+    """A recorder that adds whose the resource is."""
+
+    def __init__(self, recorder: Recorder, container_id: str) -> None:
+        self._recorder = recorder
+        self._fields = {"container": container_id} if container_id else {}
+
+    def add(self, kind: str, **fields: Any) -> Any:
+        """See :class:`Recorder`."""
+        return self._recorder.add(kind, **fields, **self._fields)
+
+    def remove(self, entry: Any) -> None:
+        """See :class:`Recorder`."""
+        self._recorder.remove(entry)
+
+
+def _inside(root: str, target: str) -> str:
+    resolved = os.path.realpath(os.path.join(root, target.lstrip("/")))
+    if resolved != root and not resolved.startswith(root + "/"):
+        raise InvalidArgument(f"rootfs mount target {target!r} leaves the root")
+    return resolved
+
+
+def _gone(remove: Callable[[str], None], path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        remove(path)
