@@ -20,7 +20,6 @@ _OFF: Inert = (False, 0, "", [])
 _HYPERVISOR: dict[str, Inert] = {
     **dict.fromkeys(
         (
-            "block_device_cache_direct",
             "block_device_cache_noflush",
             "block_device_cache_set",
             "block_device_logical_sector_size",
@@ -39,7 +38,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "enable_numa",
             "enable_template",
             "enable_vhost_user_store",
-            "enable_virtio_mem",
             "experimental_force_guest_pull",
             "extra_monitor_socket",
             "firmware",
@@ -59,7 +57,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "net_rate_limiter_ops_max_rate",
             "net_rate_limiter_ops_one_time_burst",
             "numa_mapping",
-            "pcie_root_port",
             "pcie_switch_port",
             "pflashes",
             "remote_hypervisor_socket",
@@ -81,6 +78,7 @@ _HYPERVISOR: dict[str, Inert] = {
     ),
     "block_device_aio": ("", "io_uring", "threads"),
     "cold_plug_vfio": ("", "no-port"),
+    "cpu_features": ("", "pmu=off"),
     "default_bridges": (0, 1),
     "disable_guest_selinux": None,
     # The guest image is always a virtio-blk device.
@@ -89,11 +87,13 @@ _HYPERVISOR: dict[str, Inert] = {
     "disable_selinux": None,
     "disable_vhost_net": None,
     "enable_annotations": ([],),
+    "entropy_source": ("", "/dev/urandom"),
     "guest_swap_create_threshold_secs": (0, 60),
     "guest_swap_path": ("", "/run/kata-containers/swap"),
     "guest_swap_size_percent": (0, 100),
     "hot_plug_vfio": ("", "no-port"),
     "hotplug_vfio_on_root_bus": (False,),
+    "memory_slots": (0, 10),
     "network_queues": (0, 1),
     "num_queues": (0, 1),
     "overhead_memory": (0, 32),

@@ -22,8 +22,9 @@ from shim.config.rules import key
 _HOST_CPUS = ", where 0 stands for 1 and a negative number for all CPUs of the host"
 _MAX_VCPUS = 1024
 _MAX_MIB = 64 << 20
+_MAX_ROOT_PORTS = 64
 
-# What QEMU may be denied without losing a feature that is used here.
+# QEMU's -sandbox argument that denies what no feature here needs; Kata recommends the same.
 QEMU_SECCOMP = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -33,7 +34,6 @@ class Qemu:
 
     path: Path | None = key(None, rules.found_path("the host architecture's QEMU on the PATH"))
     machine_type: str = key("q35", rules.choice("q35", "microvm"))
-    cpu_features: str = key("", rules.text())
     kernel: Path | None = key(
         None, rules.found_path("the guest kernel that katapy.guest_kernel names")
     )
@@ -49,7 +49,8 @@ class Qemu:
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))
     default_memory: int = key(2048, rules.integer(128, _MAX_MIB, "MiB"))
     default_maxmemory: int = key(0, rules.integer(0, _MAX_MIB, "MiB"))
-    memory_slots: int = key(10, rules.integer(0, 256))
+    # Kata leaves it off where DIMMs work; only virtio-mem can shrink again.
+    enable_virtio_mem: bool = key(True, rules.flag())
     # Kata leaves it off; a guest that keeps every page it ever touched is what its users
     # complain of most, and free page reporting costs nothing measurable.
     reclaim_guest_freed_memory: bool = key(True, rules.flag())
@@ -65,11 +66,13 @@ class Qemu:
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
 
     block_device_driver: str = key("virtio-blk", rules.choice("virtio-blk", "virtio-blk-pci"))
+    block_device_cache_direct: bool = key(False, rules.flag())
     disable_block_device_use: bool = key(False, rules.flag())
+    # Kata's 0 leaves nothing to plug a device into.
+    pcie_root_port: int = key(12, rules.integer(0, _MAX_ROOT_PORTS))
 
-    entropy_source: Path = key(Path("/dev/urandom"), rules.path())
     # Kata's default is "", no filter.
-    seccompsandbox: str = key(QEMU_SECCOMP, rules.qemu_sandbox())
+    seccompsandbox: str = key(QEMU_SECCOMP, rules.choice("", QEMU_SECCOMP))
     enable_debug: bool = key(False, rules.flag())
 
     def boot_vcpus(self, host_cpus: int) -> int:
@@ -115,8 +118,7 @@ class Katapy:
     channel: str = key("serial", rules.choice("serial", "vsock"))
     vhost_device_vsock: Path | None = key(None, rules.found_path("vhost-device-vsock on the PATH"))
     guest_kernel: str = key("debian", rules.choice("debian", "tuned"))
-    image_dir: Path = key(Path("/var/cache/katapy"), rules.path())
-    state_dir: Path = key(Path("/run/katapy"), rules.path())
+    cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(

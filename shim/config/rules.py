@@ -110,7 +110,7 @@ def texts() -> Rule[tuple[str, ...]]:
 
 def path() -> Rule[Path]:
     """Accept an absolute path."""
-    return Rule('an absolute path, such as "/run/katapy"', _absolute)
+    return Rule('an absolute path, such as "/var/cache/katapy"', _absolute)
 
 
 def found_path(how: str) -> Rule[Path | None]:
@@ -120,29 +120,6 @@ def found_path(how: str) -> Rule[Path | None]:
         return None if value == "" else _absolute(value)
 
     return Rule(f'an absolute path, or "" for {how}', convert)
-
-
-def qemu_sandbox() -> Rule[str]:
-    """Accept QEMU's ``-sandbox`` argument, or "" for no filter.
-
-    Source: the QEMU manual page, option ``-sandbox``.
-    """
-    switches = {"obsolete", "elevateprivileges", "spawn", "resourcecontrol"}
-
-    def convert(value: object) -> str:
-        line = _line(value)
-        state, *settings = line.split(",")
-        if line and state not in ("on", "off"):
-            raise Refused
-        for setting in settings:
-            name, _, verdict = setting.partition("=")
-            if name not in switches or verdict not in ("allow", "deny", "children"):
-                raise Refused
-            if verdict == "children" and name != "elevateprivileges":
-                raise Refused
-        return line
-
-    return Rule('"" for no filter, or QEMU\'s -sandbox argument, such as "on,spawn=deny"', convert)
 
 
 def _line(value: object) -> str:

@@ -59,13 +59,15 @@ def test_values_and_where_they_came_from(tmp_path: Path) -> None:
 
 
 def test_drop_ins_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
-    main = write(tmp_path / "config.toml", "[hypervisor.qemu]\ndefault_memory=300\nmemory_slots=3")
+    main = write(
+        tmp_path / "config.toml", "[hypervisor.qemu]\ndefault_memory=300\npcie_root_port=3"
+    )
     write(tmp_path / "config.d/20-b.toml", "[hypervisor.qemu]\ndefault_memory = 500")
     first = write(tmp_path / "config.d/10-a.toml", "[hypervisor.qemu]\ndefault_memory = 400")
     write(tmp_path / "config.d/30.toml~", "not TOML")
     write(tmp_path / "config.d/.hidden.toml", "not TOML")
     config = load(main)
-    assert (config.hypervisor.default_memory, config.hypervisor.memory_slots) == (500, 3)
+    assert (config.hypervisor.default_memory, config.hypervisor.pcie_root_port) == (500, 3)
     assert config.sources == (str(main), str(first), str(tmp_path / "config.d/20-b.toml"))
 
 
@@ -103,7 +105,7 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
         ("debug = true", ["debug is not a section"]),
         ("[katapy", ["not TOML: Expected"]),
         ("a = " + "[" * 5000, ["nested too deeply"]),
-        ("[katapy]\nstate_dir = 'run'", ["state_dir = 'run'", "an absolute path"]),
+        ("[katapy]\ncache_dir = 'run'", ["cache_dir = 'run'", "an absolute path"]),
         (
             "[hypervisor.qemu]\ndefault_memory = 1024\ndefault_maxmemory = 512",
             ["default_maxmemory = 512", "at least default_memory, which is 1024 MiB"],
@@ -182,8 +184,8 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
 
 
 def test_the_other_kata_runtime_s_name_of_a_key(tmp_path: Path) -> None:
-    file = write(tmp_path / "config.toml", '[hypervisor.qemu]\nseccomp_sandbox = "on"')
-    assert load(file).hypervisor.seccompsandbox == "on"
+    file = write(tmp_path / "config.toml", '[hypervisor.qemu]\nseccomp_sandbox = ""')
+    assert load(file).hypervisor.seccompsandbox == ""
 
 
 @pytest.mark.parametrize(

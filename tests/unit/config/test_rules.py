@@ -28,7 +28,6 @@ ALL = [
     rules.texts(),
     rules.path(),
     rules.found_path("the PATH"),
-    rules.qemu_sandbox(),
 ]
 
 
@@ -72,10 +71,6 @@ def test_integer_keeps_to_its_range(value: int) -> None:
         (rules.path(), ""),
         (rules.path(), "/nul\0"),
         (rules.found_path("x"), "qemu"),
-        (rules.qemu_sandbox(), "yes"),
-        (rules.qemu_sandbox(), "on,spawn"),
-        (rules.qemu_sandbox(), "on,spawn=children"),
-        (rules.qemu_sandbox(), "on,network=deny"),
     ],
 )
 def test_refused(rule: rules.Rule[Any], value: object) -> None:
@@ -92,8 +87,6 @@ def test_refused(rule: rules.Rule[Any], value: object) -> None:
         (rules.path(), "/run/katapy", Path("/run/katapy")),
         (rules.found_path("x"), "", None),
         (rules.found_path("x"), "/usr/bin/qemu", Path("/usr/bin/qemu")),
-        (rules.qemu_sandbox(), "", ""),
-        (rules.qemu_sandbox(), "on,elevateprivileges=children", "on,elevateprivileges=children"),
     ],
 )
 def test_converted(rule: rules.Rule[Any], value: object, converted: object) -> None:
