@@ -232,9 +232,8 @@ def _decode_options(options: tuple[str, bytes] | None, warnings: list[str]) -> t
         if name not in ("", _RUNC_OPTIONS):
             warnings.append(f"runtime option of type {type_url!r} has no effect")
         return "", b""
-    from protos.tables import containerd_runtime_options as tables
-
     from protos import lite
+    from protos.tables import containerd_runtime_options as tables
 
     try:
         decoded = lite.decode(tables.Options, value)

@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.config.load import FILE_VARIABLE, load_config
+from protos.containerd import runc_options_pb2, runtime_options_pb2
+from shim.config.load import FILE_VARIABLE, OPTION_SOURCE, load_config
 from shim.config.model import Config, Qemu
 from shim.errors import ConfigError
 from shim.ttrpc import status
@@ -186,6 +189,73 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
 def test_the_other_kata_runtime_s_name_of_a_key(tmp_path: Path) -> None:
     file = write(tmp_path / "config.toml", '[hypervisor.qemu]\nseccomp_sandbox = ""')
     assert load(file).hypervisor.seccompsandbox == ""
+
+
+def option(path: str = "", body: str = "", name: str = "runtimeoptions.v1.Options") -> Any:
+    message = runtime_options_pb2.Options(config_path=path, config_body=body.encode())
+    return name, message.SerializeToString()
+
+
+def test_runtime_option_with_a_path(tmp_path: Path) -> None:
+    named = write(tmp_path / "a/named.toml", "[hypervisor.qemu]\ndefault_memory = 200")
+    over = write(tmp_path / "a/config.d/x.toml", "[hypervisor.qemu]\npcie_root_port = 2")
+    other = write(tmp_path / "b/config.toml", "[hypervisor.qemu]\ndefault_memory = 300")
+    environ = {FILE_VARIABLE: str(other)}
+    for name in (
+        "runtimeoptions.v1.Options",
+        "cri.runtimeoptions.v1.Options",
+        "type.googleapis.com/runtimeoptions.v1.Options",
+    ):
+        config = load_config(option(str(named), name=name), search=(other,), environ=environ)
+        assert config.sources == (str(named), str(over))
+        assert not config.warnings
+
+
+def test_runtime_option_with_a_body_goes_over_the_file(tmp_path: Path) -> None:
+    # What containerd's CRI plugin makes of an options table without ConfigPath.
+    body = """
+    TypeUrl = "runtimeoptions.v1.Options"
+    [hypervisor.qemu]
+    default_memory = 256
+    """
+    file = write(
+        tmp_path / "config.toml", "[hypervisor.qemu]\ndefault_memory=300\npcie_root_port=3"
+    )
+    config = load_config(option(body=body), search=(file,), environ={})
+    assert (config.hypervisor.default_memory, config.hypervisor.pcie_root_port) == (256, 3)
+    assert config.sources == (str(file), OPTION_SOURCE)
+    with pytest.raises(ConfigError, match=f"{OPTION_SOURCE}: nonsense is not a section"):
+        load_config(option(body="nonsense = 1"), search=(), environ={})
+
+
+@pytest.mark.parametrize("path", ["/does/not/exist.toml", "relative.toml"])
+def test_runtime_option_with_a_path_that_cannot_be(path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        load_config(option(path), search=(), environ={})
+
+
+def test_runtime_options_that_say_nothing() -> None:
+    runc = runc_options_pb2.Options(binary_name="crun").SerializeToString()
+    for options in (None, ("", b""), option(), ("containerd.runc.v1.Options", runc)):
+        config = load_config(options, search=(), environ={})
+        assert config == Config()
+        assert config.warnings == ()
+
+
+def test_runtime_option_of_an_unknown_type_gives_a_warning() -> None:
+    config = load_config(("example.v1.Options", b"\xff"), search=(), environ={})
+    assert config.warnings == ("runtime option of type 'example.v1.Options' has no effect",)
+
+
+def test_runtime_option_that_is_no_message() -> None:
+    with pytest.raises(ConfigError, match=r"not a runtimeoptions\.v1\.Options message"):
+        load_config(("runtimeoptions.v1.Options", b"\xff\xff"), search=(), environ={})
+
+
+@given(st.binary(max_size=60))
+def test_any_runtime_option_loads_or_is_a_config_error(value: bytes) -> None:
+    with suppress(ConfigError):
+        load_config(("runtimeoptions.v1.Options", value), search=(), environ={})
 
 
 @pytest.mark.parametrize(
