@@ -1,0 +1,209 @@
+"""Keys of Kata's configuration files that have no effect here yet.
+
+A file written for Kata loads: each of these keys gives a warning unless its value asks
+for nothing (the values listed, mostly Kata's own "off"). A key that is in neither this
+table nor the model is an error, since it is most likely misspelt.
+Source: the ``configuration-*.toml.in`` files of both Kata runtimes, release 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+Inert = tuple[Any, ...] | None
+"""The values that ask for nothing; None when no value can be of consequence."""
+
+_OFF: Inert = (False, 0, "", [])
+
+_HYPERVISOR: dict[str, Inert] = {
+    **dict.fromkeys(
+        (
+            "block_device_cache_noflush",
+            "block_device_cache_set",
+            "block_device_logical_sector_size",
+            "block_device_physical_sector_size",
+            "confidential_guest",
+            "disk_rate_limiter_bw_max_rate",
+            "disk_rate_limiter_bw_one_time_burst",
+            "disk_rate_limiter_ops_max_rate",
+            "disk_rate_limiter_ops_one_time_burst",
+            "enable_guest_swap",
+            "enable_hugepages",
+            "enable_iommu",
+            "enable_iommu_platform",
+            "enable_iothreads",
+            "enable_mem_prealloc",
+            "enable_numa",
+            "enable_template",
+            "enable_vhost_user_store",
+            "experimental_force_guest_pull",
+            "extra_monitor_socket",
+            "firmware",
+            "firmware_volume",
+            "guest_extension_images",
+            "guest_hook_path",
+            "guest_memory_dump_paging",
+            "guest_memory_dump_path",
+            "indep_iothreads",
+            "kernel_verity_params",
+            "launch_process_timeout",
+            "machine_accelerators",
+            "measurement_algo",
+            "memory_offset",
+            "net_rate_limiter_bw_max_rate",
+            "net_rate_limiter_bw_one_time_burst",
+            "net_rate_limiter_ops_max_rate",
+            "net_rate_limiter_ops_one_time_burst",
+            "numa_mapping",
+            "pcie_switch_port",
+            "pflashes",
+            "remote_hypervisor_socket",
+            "remote_hypervisor_timeout",
+            "rootless",
+            "rx_rate_limiter_max_rate",
+            "sev_snp_guest",
+            "snp_certs_path",
+            "snp_guest_policy",
+            "snp_id_auth",
+            "snp_id_block",
+            "tdx_quote_generation_service_socket_port",
+            "tx_rate_limiter_max_rate",
+            "use_legacy_serial",
+            "vhost_user_reconnect_timeout_sec",
+            "virtio_fs_cache_size",
+        ),
+        _OFF,
+    ),
+    "block_device_aio": ("", "io_uring", "threads"),
+    "cold_plug_vfio": ("", "no-port"),
+    "cpu_features": ("", "pmu=off"),
+    "default_bridges": (0, 1),
+    "disable_guest_selinux": None,
+    # The guest image is always a virtio-blk device.
+    "disable_image_nvdimm": None,
+    "disable_nesting_checks": None,
+    "disable_selinux": None,
+    "disable_vhost_net": None,
+    "enable_annotations": ([],),
+    "entropy_source": ("", "/dev/urandom"),
+    "guest_swap_create_threshold_secs": (0, 60),
+    "guest_swap_path": ("", "/run/kata-containers/swap"),
+    "guest_swap_size_percent": (0, 100),
+    "hot_plug_vfio": ("", "no-port"),
+    "hotplug_vfio_on_root_bus": (False,),
+    "memory_slots": (0, 10),
+    "network_queues": (0, 1),
+    "num_queues": (0, 1),
+    "overhead_memory": (0, 32),
+    "overhead_vcpus": (0, 0.2),
+    "queue_size": (0, 128),
+    "rootfs_type": ("", "erofs"),
+    "template_path": ("", "/run/vc/vm/template"),
+    # These only fence in pod annotations, and no pod annotation changes the VM yet.
+    "valid_entropy_sources": None,
+    "valid_hypervisor_paths": None,
+    "valid_vhost_user_store_paths": None,
+    "valid_virtio_fs_daemon_paths": None,
+    "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
+    "vm_rootfs_driver": ("", "virtio-blk-pci"),
+}
+
+_AGENT: dict[str, Inert] = {
+    **dict.fromkeys(
+        (
+            "cdh_api_timeout",
+            "cdh_api_timeout_ms",
+            "compact_disable",
+            "compact_force_times",
+            "compact_order",
+            "compact_period_psi_percent_limit",
+            "compact_period_secs",
+            "compact_psi_percent_limit",
+            "compact_sec_max",
+            "compact_threshold",
+            "container_pipe_size",
+            "create_container_timeout",
+            "debug_console_enabled",
+            "dial_timeout_ms",
+            "enable_tracing",
+            "mem_agent_enable",
+            "memcg_disable",
+            "memcg_eviction_psi_percent_limit",
+            "memcg_eviction_run_aging_count_min",
+            "memcg_period_psi_percent_limit",
+            "memcg_period_secs",
+            "memcg_swap",
+            "memcg_swappiness_max",
+            "reconnect_timeout_ms",
+        ),
+        _OFF,
+    ),
+    "log_level": ("", "info"),
+}
+
+_RUNTIME: dict[str, Inert] = {
+    **dict.fromkeys(
+        (
+            "disable_new_netns",
+            "enable_pprof",
+            "enable_tracing",
+            "enable_vcpus_pinning",
+            "experimental",
+            "guest_selinux_label",
+            "jaeger_endpoint",
+            "jaeger_password",
+            "jaeger_user",
+            "keep_abnormal",
+            "pod_resource_api_sock",
+            "sandbox_bind_mounts",
+            "sandbox_cgroup_only",
+            "static_sandbox_resource_mgmt",
+            "use_passfd_io",
+        ),
+        _OFF,
+    ),
+    "agent_name": ("", "kata"),
+    "dan_conf": ("", "/run/kata-containers/dans"),
+    "disable_guest_empty_dir": (True,),
+    "emptydir_mode": ("", "shared-fs"),
+    "hypervisor_name": ("", "qemu"),
+    "internetworking_model": ("", "tcfilter"),
+    "kubelet_root_dir": ("", "/var/lib/kubelet"),
+    "log_level": ("", "info"),
+    "name": ("", "virt_container"),
+    "passfd_listener_port": (0, 1027),
+    "vfio_mode": ("", "guest-kernel"),
+}
+
+NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
+    {"hypervisor.qemu": _HYPERVISOR, "agent.kata": _AGENT, "runtime": _RUNTIME, "katapy": {}}
+)
+"""Section → key → the values that ask for nothing."""
+
+SECTIONS_NOT_YET = frozenset(
+    {
+        "factory",
+        "hypervisor.clh",
+        "hypervisor.cloud-hypervisor",
+        "hypervisor.dragonball",
+        "hypervisor.firecracker",
+        "hypervisor.openvmm",
+        "hypervisor.remote",
+        "hypervisor.stratovirt",
+        "image",
+        "netmon",
+        "proxy.kata",
+        "shim.kata",
+    }
+)
+"""Whole sections of Kata's that have no effect here yet."""
+
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        # runtime-rs renamed it
+        "hypervisor.qemu.seccomp_sandbox": "seccompsandbox",
+    }
+)
+"""``section.key`` of the same meaning → the key's name in the model."""

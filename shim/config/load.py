@@ -1,0 +1,242 @@
+"""Read the configuration: main file, drop-in directory, runtime option.
+
+Standard library only, for the VMM is started from it before trio is imported; the
+TOML parser is imported only when there is something to parse.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shim.config.kata_keys import ALIASES, NOT_YET, SECTIONS_NOT_YET
+from shim.config.model import SECTIONS, Config
+from shim.config.rules import Refused, rule_of
+from shim.errors import ConfigError
+
+SEARCH_PATHS = (Path("/etc/katapy/config.toml"), Path("/opt/katapy/config.toml"))
+"""Where the main file is looked for; the first that exists, or has drop-ins, counts."""
+
+FILE_VARIABLE = "KATAPY_CONF_FILE"
+"""Environment variable that names the main file when the runtime option does not."""
+
+OPTION_SOURCE = "runtime option config_body"
+
+_FILE_MAX = 1 << 20
+_NESTED = ("hypervisor", "agent")
+_OPTIONS = "runtimeoptions.v1.Options"
+_OPTIONS_OLD = "cri.runtimeoptions.v1.Options"
+_RUNC_OPTIONS = "containerd.runc.v1.Options"
+# containerd's CRI plugin puts its whole option table into config_body, and these are
+# the keys of that table that it reads itself.
+_OPTION_TABLE_KEYS = frozenset({"typeurl", "configpath", "configbody"})
+
+
+def load_config(
+    options: tuple[str, bytes] | None = None,
+    *,
+    search: Sequence[Path] = SEARCH_PATHS,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Return the configuration that applies to a sandbox.
+
+    The main file is the runtime option's config_path, else the environment's
+    ``KATAPY_CONF_FILE``, else the first of ``search``; without any, the defaults hold.
+    Over it come ``config.d/*.toml`` beside it in the order of their names, then the
+    runtime option's config_body. Of a key that is set more than once the last counts.
+
+    ``options`` is the runtime option Any as (type URL, value): ``runtimeoptions.v1.Options``
+    is read, ``containerd.runc.v1.Options`` has nothing for us, and any other type gives a
+    warning (containerd runtime v2 README; contract §1.4). ``environ`` defaults to the
+    process's environment.
+
+    Raises ConfigError naming the file, the key, the value and what is accepted; also for
+    a named file that cannot be read, and for an unknown key.
+    """
+    environ = os.environ if environ is None else environ
+    merged = _Merged()
+    named, body = _decode_options(options, merged.warnings)
+    if not named and environ.get(FILE_VARIABLE):
+        named = environ[FILE_VARIABLE]
+    for file in _files(named, search):
+        merged.add(str(file), _parse(str(file), _read(file)))
+    if body:
+        table = _parse(OPTION_SOURCE, body)
+        for name in [n for n in table if n.replace("_", "").lower() in _OPTION_TABLE_KEYS]:
+            del table[name]
+        merged.add(OPTION_SOURCE, table)
+    return merged.config()
+
+
+@dataclass(slots=True)
+class _Merged:
+    """The layers read so far, flattened to one value a key."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=lambda: {s: {} for s in SECTIONS})
+    origins: dict[str, str] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, source: str, document: dict[str, Any]) -> None:
+        """Check one document against the model and lay it over what is there."""
+        self.sources.append(source)
+        for section, table in _sections(source, document):
+            if section in SECTIONS_NOT_YET:
+                self.warnings.append(f"{source}: [{section}] has no effect")
+                continue
+            rules = {f.name: rule_of(f.metadata) for f in fields(SECTIONS[section])}
+            for written, value in table.items():
+                name = ALIASES.get(f"{section}.{written}", written)
+                if name not in rules:
+                    self._foreign(source, section, name, value, sorted(rules))
+                    continue
+                try:
+                    self.values[section][name] = rules[name].convert(value)
+                except Refused:
+                    raise _wrong(source, section, written, value, rules[name].accepts) from None
+                self.origins[f"{section}.{name}"] = source
+
+    def config(self) -> Config:
+        """Build the model, or raise ConfigError when values contradict each other."""
+        config = Config(
+            hypervisor=SECTIONS["hypervisor.qemu"](**self.values["hypervisor.qemu"]),
+            agent=SECTIONS["agent.kata"](**self.values["agent.kata"]),
+            runtime=SECTIONS["runtime"](**self.values["runtime"]),
+            katapy=SECTIONS["katapy"](**self.values["katapy"]),
+            sources=tuple(self.sources),
+            origins=dict(self.origins),
+            warnings=tuple(self.warnings),
+        )
+        _check(config)
+        return config
+
+    def _foreign(
+        self, source: str, section: str, name: str, value: object, known: list[str]
+    ) -> None:
+        inert = NOT_YET[section].get(name, ())
+        if name in NOT_YET[section]:
+            if inert is not None and value not in inert:
+                self.warnings.append(f"{source}: [{section}] {name} has no effect")
+            return
+        raise ConfigError(f"{source}: [{section}] {name} is not a key{_meant(name, known)}")
+
+
+def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, table in document.items():
+        nested = table.items() if name in _NESTED and isinstance(table, dict) else [("", table)]
+        for second, inner in nested:
+            section = f"{name}.{second}" if second else name
+            if section not in SECTIONS and section not in SECTIONS_NOT_YET:
+                meant = _meant(section, sorted(SECTIONS))
+                raise ConfigError(f"{source}: {section} is not a section{meant}")
+            if not isinstance(inner, dict):
+                raise _wrong(source, "", section, inner, f"a table, [{section}]")
+            yield section, inner
+
+
+def _check(config: Config) -> None:
+    vm = config.hypervisor
+    for low, high, unit in (
+        ("default_vcpus", "default_maxvcpus", "vCPUs"),
+        ("default_memory", "default_maxmemory", "MiB"),
+    ):
+        least, most = getattr(vm, low), getattr(vm, high)
+        if most and least > most:
+            source = config.origins[f"hypervisor.qemu.{high}"]
+            accepts = f"0 for the host's, or at least {low}, which is {least:g} {unit}"
+            raise _wrong(source, "hypervisor.qemu", high, most, accepts)
+
+
+def _wrong(source: str, section: str, name: str, value: object, accepts: str) -> ConfigError:
+    where = f"[{section}] " if section else ""
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    return ConfigError(f"{source}: {where}{name} = {shown}: accepted is {accepts}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _files(named: str, search: Sequence[Path]) -> list[Path]:
+    """List the files to read, in order."""
+    if named:
+        main = Path(named)
+        if not main.is_absolute():
+            raise ConfigError(f"configuration file {named!r}: accepted is an absolute path")
+        return [main, *_drop_ins(main)]
+    for main in search:
+        files = [main] if main.exists() else []
+        files += _drop_ins(main)
+        if files:
+            return files
+    return []
+
+
+def _drop_ins(main: Path) -> list[Path]:
+    directory = main.parent / "config.d"
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from error
+    return [directory / n for n in names if n.endswith(".toml") and not n.startswith(".")]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with open(file, "rb", opener=_open) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError(f"{file}: cannot be read: not a regular file")
+            data = stream.read(_FILE_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(data) > _FILE_MAX:
+        raise ConfigError(f"{file}: larger than {_FILE_MAX >> 20} MiB, not a configuration file")
+    return data
+
+
+def _open(file: str, flags: int) -> int:
+    # Non-blocking, for a FIFO in the file's place must not hold a start for ever.
+    return os.open(file, flags | os.O_NONBLOCK)
+
+
+def _parse(source: str, data: bytes) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: not a configuration: nested too deeply") from None
+
+
+def _decode_options(options: tuple[str, bytes] | None, warnings: list[str]) -> tuple[str, bytes]:
+    """Return config_path and config_body of the runtime option, "" and b"" without them."""
+    if options is None:
+        return "", b""
+    type_url, value = options
+    name = type_url.rsplit("/", 1)[-1]
+    if name not in (_OPTIONS, _OPTIONS_OLD):
+        # An Any without a type is how "no options" looks from some clients.
+        if name not in ("", _RUNC_OPTIONS):
+            warnings.append(f"runtime option of type {type_url!r} has no effect")
+        return "", b""
+    from protos import lite
+    from protos.tables import containerd_runtime_options as tables
+
+    try:
+        decoded = lite.decode(tables.Options, value)
+    except ValueError as error:
+        raise ConfigError(f"runtime option is not a {name} message: {error}") from error
+    return decoded["config_path"], decoded["config_body"]
