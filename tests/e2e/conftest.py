@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
     name = request.config.getoption("--runtime")
     if name != DEFAULT_RUNTIME:
         return Runtime(name)
-    return prepare_runtime(scratch / "runtime")
+    return prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +132,7 @@ def _blockfile(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def base_ctr(daemon: Daemon, token: str, image: Path, runtime: Runtime) -> Iterator[Ctr]:
     """ctr with the image imported; tests use ``ctr``, which cleans up after each."""
-    ctr = Ctr(daemon, token, runtime.name, runtime.ctr_options)
+    ctr = Ctr(daemon, token, runtime.name)
     ctr.ok("namespaces", "create", token)
     ctr.ok("images", "import", image)
     yield ctr
@@ -141,19 +142,21 @@ def base_ctr(daemon: Daemon, token: str, image: Path, runtime: Runtime) -> Itera
 
 
 @pytest.fixture(scope="session")
-def leak_scope(daemon: Daemon, token: str) -> Scope:
+def leak_scope(daemon: Daemon, token: str, runtime: Runtime) -> Scope:
     """What the leak check looks at for this daemon."""
     task_dir = f"io.containerd.runtime.v2.task/{token}"
+    state = runtime.state_dir
     return Scope(
         token=token,
         state_dirs=(
             daemon.folder / "state/io.containerd.runtime.v2.task",
             daemon.folder / "root/io.containerd.runtime.v2.task",
             daemon.folder / "tmp",
+            *([state] if state else []),
         ),
         lasting=frozenset(
             [f"{daemon.folder}/{top}/{task_dir}" for top in ("state", "root")]
-            + ["/run/katapy/s", f"/run/katapy/{token}"]
+            + [f"{state}/s", f"{state}/{token}"]
         ),
         expected=lambda: (daemon.pid,),
     )

@@ -20,9 +20,7 @@ def test_terminal_has_the_size_and_follows_it(ctr: Ctr) -> None:
     argv = ctr.run_command(ctr.new_id(), "sh", options=["--rm", "--tty"])
     with open_terminal(argv, columns=101, rows=31) as terminal:
         # ctr tells the size only once the process runs, so each may arrive a little late.
-        terminal.write(
-            b"tty; until stty size | grep -q '31 101'; do sleep 0.1; done; echo A''B\n"
-        )
+        terminal.write(b"tty; until stty size | grep -q '31 101'; do sleep 0.1; done; echo A''B\n")
         assert b"/dev/" in terminal.read_until(b"AB", timeout=RUN_TIMEOUT)
         terminal.resize(77, 22)
         terminal.write(b"until stty size | grep -q '22 77'; do sleep 0.1; done; echo C''D\n")
