@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from deploy.lib.venv import dependencies, prepare_venv, site_packages
 from deploy.lib.work import work_dir
 
 NAMESPACE = "katapy-quickstart"
+CONTAINER = "hello"
 RUN_TIMEOUT = 180.0
 _CONFIG_VERSIONS = {"bookworm": 2, "trixie": 2}
 
@@ -88,23 +90,22 @@ def _run_container(progress: Progress, daemon: Daemon, runtime: Runtime, image: 
     try:
         with progress.stage("image imported"):
             daemon.ctr("images", "import", image, namespace=NAMESPACE, timeout=60)
-        words = [
-            "run",
-            "--rm",
-            "--runtime",
-            runtime.name,
-            busybox.IMAGE_NAME,
-            "hello",
-            "uname",
-            "-r",
-        ]
-        with progress.stage("container run in a VM: " + " ".join(["ctr", *words])):
-            guest = daemon.ctr(*words, namespace=NAMESPACE, timeout=RUN_TIMEOUT).strip()
+        words = ["--rm", "--runtime", runtime.name, busybox.IMAGE_NAME, CONTAINER, "uname", "-r"]
+        with progress.stage("container run in a VM: ctr run " + " ".join(words)):
+            guest = daemon.ctr("run", *words, namespace=NAMESPACE, timeout=RUN_TIMEOUT).strip()
     except DeployError as error:
         raise DeployError(f"{error}\n{daemon.log_tail()}") from error
     finally:
+        _remove(daemon)
         daemon.stop()
     host = os.uname().release
     print(f"\n  host kernel   {host}\n  guest kernel  {guest}", flush=True)
     if guest == host:
         raise DeployError("the container ran on the host's kernel")
+
+
+def _remove(daemon: Daemon) -> None:
+    # `--rm` has done this, unless ctr was interrupted.
+    for words in (("tasks", "delete", "--force"), ("containers", "delete")):
+        with contextlib.suppress(DeployError):
+            daemon.ctr(*words, CONTAINER, namespace=NAMESPACE, timeout=30)

@@ -44,7 +44,7 @@ def prepare_runtime(folder: Path, site_packages: Path) -> Runtime:
     write_launcher(binaries / SHIM, REPOSITORY, site_packages)
     config = folder / "config.toml"
     config.write_text(f'[katapy]\nimage_dir = "{image_dir()}"\nstate_dir = "{state}"\n')
-    env = {"KATAPY_CONFIG": str(config), "KATAPY_STATE_DIR": str(state)}
+    env = {"KATAPY_CONF_FILE": str(config), "KATAPY_STATE_DIR": str(state)}
     return Runtime(NAME, binaries, config, state, env)
 
 

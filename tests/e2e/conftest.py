@@ -6,9 +6,9 @@ names carries one random token, so runs on one host don't meet.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
@@ -16,19 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lib.apt import codename
 from deploy.lib.busybox import write_image
-from deploy.lib.command import DeployError
 from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
+from tests.support import versions
 from tests.support.ctr import Ctr
 from tests.support.events import Events, open_events
 from tests.support.leaks import Scope, assert_nothing_left, snapshot
 from tests.support.processes import become_subreaper
 
 _FULL_ORDER = ("1.7", "2.1", "1.6")
-_versions: dict[str, str] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,11 +36,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("core") is None:
         wanted = [name for name in _FULL_ORDER if name in wanted][:1]
     metafunc.parametrize("series", wanted, scope="session")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for series, text in sorted(_versions.items()):
-        terminalreporter.write_line(f"containerd {series}: {text}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,14 +83,7 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
 def daemon(series: str, scratch: Path, image: Path, runtime: Runtime) -> Iterator[Daemon]:
     """containerd of the given series, running; a test may stop and start it."""
     release = RELEASES[series]
-    try:
-        packages = fetch_containerd(release)
-    except DeployError as error:
-        _versions[series] = f"could not be had: {error}"
-        if release == codename():
-            raise
-        pytest.skip(f"containerd {series} could not be had: {error}")
-    _versions[series] = packages.describe()
+    packages = versions.obtain(f"containerd {series}", release, lambda: fetch_containerd(release))
     become_subreaper()
     folder = scratch / series
     (folder / "tmp").mkdir(parents=True)
@@ -120,7 +106,7 @@ def _blockfile(folder: Path) -> str:
     scratch_file = folder / "scratch.ext4"
     with open(scratch_file, "wb") as handle:
         handle.truncate(64 << 20)
-    os.system(f"mkfs.ext4 -q -F -O ^has_journal {scratch_file}")
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", "-O", "^has_journal", scratch_file], check=True)
     return f"""
 [plugins."io.containerd.snapshotter.v1.blockfile"]
   scratch_file = "{scratch_file}"
