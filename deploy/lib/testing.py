@@ -82,7 +82,7 @@ def _check(progress: Progress, python: Path) -> None:
 
 
 def _pytest(python: Path, arguments: Sequence[str]) -> int:
-    words = [python, "-m", "pytest", "--durations=15", *arguments]
+    words = [str(python), "-m", "pytest", "--durations=15", *arguments]
     # The image and the compiled modules are where the set-up has put them.
     env = {**os.environ, "KATAPY_WORK": str(work_dir())}
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=REPOSITORY, env=env) as process:

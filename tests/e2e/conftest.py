@@ -6,17 +6,19 @@ names carries one random token, so runs on one host don't meet.
 
 from __future__ import annotations
 
+import io
 import secrets
 import shutil
 import subprocess
 import sysconfig
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.lib.busybox import write_image
+from deploy.lib.busybox import rootfs_tar, write_image
 from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
@@ -146,6 +148,28 @@ def leak_scope(daemon: Daemon, token: str, runtime: Runtime) -> Scope:
         ),
         expected=lambda: (daemon.pid,),
     )
+
+
+@pytest.fixture
+def configured(runtime: Runtime, tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """Gives the ``ctr run`` option for a configuration with some sections added."""
+
+    def write(sections: str) -> tuple[str, str]:
+        target = tmp_path / "katapy.toml"
+        given = runtime.config.read_text() if runtime.config else ""
+        target.write_text(f"{given}\n{sections}\n")
+        return "--runtime-config-path", str(target)
+
+    return write
+
+
+@pytest.fixture
+def plain_rootfs(tmp_path: Path) -> Path:
+    """The busybox image's files in a directory that no snapshotter knows."""
+    folder = tmp_path / "plain"
+    with tarfile.open(fileobj=io.BytesIO(rootfs_tar())) as tar:
+        tar.extractall(folder)
+    return folder
 
 
 @pytest.fixture

@@ -77,8 +77,6 @@ def test_ten_at_once(base_ctr: Ctr, running: str) -> None:
 
 
 def test_events_carry_the_exec_id(base_ctr: Ctr, running: str) -> None:
-    from tests.support.events import open_events
-
     with open_events(base_ctr) as events:
         assert base_ctr("tasks", "exec", "--exec-id", "e1", running, "false").code == 1
         events.wait_for(running, "/tasks/exit", timeout=10, exit_status=1)

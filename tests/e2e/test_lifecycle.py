@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,12 @@ def test_pause_and_resume(ctr: Ctr, events: Events) -> None:
 
 
 @pytest.mark.core
-def test_daemon_restart_keeps_the_container(ctr: Ctr, daemon: Daemon) -> None:
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_daemon_restart_keeps_the_container(ctr: Ctr, daemon: Daemon, end: str) -> None:
     name = ctr.start("sh", "-c", "trap 'exit 21' TERM; while :; do sleep 0.1; done")
     pid = ctr.pid(name)
+    if end == "killed":
+        os.kill(daemon.pid, signal.SIGKILL)
     daemon.stop()
     daemon.start()
     assert (ctr.status(name), ctr.pid(name)) == ("RUNNING", pid)

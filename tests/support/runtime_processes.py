@@ -37,10 +37,13 @@ def shim_of(ctr: Ctr, container: str) -> Process:
     raise AssertionError(f"no process listens on {address}")
 
 
-def helpers_of(ctr: Ctr, container: str, name: str) -> list[Process]:
-    """The processes called ``name`` that serve a container's pod, outermost first."""
-    root = shim_of(ctr, container).pid
-    return [item for item in descendants(root) if f"{name} " in f"{item.command} "]
+def helpers(name: str) -> list[Process]:
+    """The processes that run the program ``name``, among all that the tests started."""
+    return [
+        item
+        for item in descendants(os.getpid())
+        if item.command.split(" ")[0].rpartition("/")[2] == name
+    ]
 
 
 def kill_process(target: Process) -> None:
