@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+
+from deploy.lib.tools import QEMU_RELEASES, fetch_qemu, fetch_vhost_device_vsock, fetch_virtiofsd
+from tests.support import versions
 
 DEFAULT_RUNTIME = "io.containerd.katapy.v2"
 
@@ -24,3 +30,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: end-to-end test run on every containerd series")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, text in sorted(versions.used.items()):
+        terminalreporter.write_line(f"{what}: {text}")
+
+
+@pytest.fixture(scope="session", params=["host", *QEMU_RELEASES])
+def qemu_program(request: pytest.FixtureRequest) -> Path:
+    """QEMU of the host, of Debian 13 and of Debian unstable, one after another."""
+    if request.param == "host":
+        found = shutil.which("qemu-system-x86_64")
+        assert found is not None, "qemu-system-x86 is not installed (deploy/test does that)"
+        return Path(found)
+    packages = versions.obtain(
+        f"QEMU of {request.param}", request.param, lambda: fetch_qemu(request.param)
+    )
+    return packages.program("/usr/bin/qemu-system-x86_64")
+
+
+@pytest.fixture(scope="session")
+def rust_virtiofsd() -> Path:
+    """The virtiofsd of Debian 13."""
+    packages = versions.obtain("virtiofsd", "trixie", fetch_virtiofsd)
+    return packages.program("/usr/libexec/virtiofsd")
+
+
+@pytest.fixture(scope="session")
+def vhost_device_vsock() -> Path:
+    """The vsock daemon of Debian unstable."""
+    packages = versions.obtain("vhost-device-vsock", "sid", fetch_vhost_device_vsock)
+    return packages.program("/usr/bin/vhost-device-vsock")

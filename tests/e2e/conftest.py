@@ -6,28 +6,29 @@ names carries one random token, so runs on one host don't meet.
 
 from __future__ import annotations
 
-import os
+import io
 import secrets
 import shutil
+import subprocess
+import sysconfig
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.lib.apt import codename
-from deploy.lib.busybox import write_image
-from deploy.lib.command import DeployError
+from deploy.lib.busybox import rootfs_tar, write_image
 from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
+from tests.support import versions
 from tests.support.ctr import Ctr
 from tests.support.events import Events, open_events
 from tests.support.leaks import Scope, assert_nothing_left, snapshot
 from tests.support.processes import become_subreaper
 
 _FULL_ORDER = ("1.7", "2.1", "1.6")
-_versions: dict[str, str] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,11 +38,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("core") is None:
         wanted = [name for name in _FULL_ORDER if name in wanted][:1]
     metafunc.parametrize("series", wanted, scope="session")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for series, text in sorted(_versions.items()):
-        terminalreporter.write_line(f"containerd {series}: {text}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -82,21 +78,14 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
     name = request.config.getoption("--runtime")
     if name != DEFAULT_RUNTIME:
         return Runtime(name)
-    return prepare_runtime(scratch / "runtime")
+    return prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
 
 
 @pytest.fixture(scope="session")
 def daemon(series: str, scratch: Path, image: Path, runtime: Runtime) -> Iterator[Daemon]:
     """containerd of the given series, running; a test may stop and start it."""
     release = RELEASES[series]
-    try:
-        packages = fetch_containerd(release)
-    except DeployError as error:
-        _versions[series] = f"could not be had: {error}"
-        if release == codename():
-            raise
-        pytest.skip(f"containerd {series} could not be had: {error}")
-    _versions[series] = packages.describe()
+    packages = versions.obtain(f"containerd {series}", release, lambda: fetch_containerd(release))
     become_subreaper()
     folder = scratch / series
     (folder / "tmp").mkdir(parents=True)
@@ -119,7 +108,7 @@ def _blockfile(folder: Path) -> str:
     scratch_file = folder / "scratch.ext4"
     with open(scratch_file, "wb") as handle:
         handle.truncate(64 << 20)
-    os.system(f"mkfs.ext4 -q -F -O ^has_journal {scratch_file}")
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", "-O", "^has_journal", scratch_file], check=True)
     return f"""
 [plugins."io.containerd.snapshotter.v1.blockfile"]
   scratch_file = "{scratch_file}"
@@ -131,7 +120,7 @@ def _blockfile(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def base_ctr(daemon: Daemon, token: str, image: Path, runtime: Runtime) -> Iterator[Ctr]:
     """ctr with the image imported; tests use ``ctr``, which cleans up after each."""
-    ctr = Ctr(daemon, token, runtime.name, runtime.ctr_options)
+    ctr = Ctr(daemon, token, runtime.name)
     ctr.ok("namespaces", "create", token)
     ctr.ok("images", "import", image)
     yield ctr
@@ -141,22 +130,46 @@ def base_ctr(daemon: Daemon, token: str, image: Path, runtime: Runtime) -> Itera
 
 
 @pytest.fixture(scope="session")
-def leak_scope(daemon: Daemon, token: str) -> Scope:
+def leak_scope(daemon: Daemon, token: str, runtime: Runtime) -> Scope:
     """What the leak check looks at for this daemon."""
     task_dir = f"io.containerd.runtime.v2.task/{token}"
+    state = runtime.state_dir
     return Scope(
         token=token,
         state_dirs=(
             daemon.folder / "state/io.containerd.runtime.v2.task",
             daemon.folder / "root/io.containerd.runtime.v2.task",
             daemon.folder / "tmp",
+            *([state] if state else []),
         ),
         lasting=frozenset(
             [f"{daemon.folder}/{top}/{task_dir}" for top in ("state", "root")]
-            + ["/run/katapy/s", f"/run/katapy/{token}"]
+            + [f"{state}/s", f"{state}/{token}"]
         ),
         expected=lambda: (daemon.pid,),
     )
+
+
+@pytest.fixture
+def configured(runtime: Runtime, tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """Gives the ``ctr run`` option for a configuration with some sections added."""
+
+    def write(sections: str) -> tuple[str, str]:
+        target = tmp_path / "katapy.toml"
+        given = runtime.config.read_text() if runtime.config else ""
+        target.write_text(f"{given}\n{sections}\n")
+        return "--runtime-config-path", str(target)
+
+    return write
+
+
+@pytest.fixture
+def plain_rootfs(tmp_path: Path) -> Path:
+    """The busybox image's files in a directory that no snapshotter knows."""
+    folder = tmp_path / "plain"
+    with tarfile.open(fileobj=io.BytesIO(rootfs_tar())) as tar:
+        tar.extractall(folder)
+    return folder
 
 
 @pytest.fixture

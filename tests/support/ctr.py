@@ -39,17 +39,13 @@ class Output:
 class Ctr:
     """ctr in one namespace with one runtime.
 
-    Params: ``runtime`` is a containerd runtime name, ``options`` are words put into each
-    ``run`` after it.
+    Params: ``runtime`` is a containerd runtime name.
     """
 
-    def __init__(
-        self, daemon: Daemon, namespace: str, runtime: str, options: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, daemon: Daemon, namespace: str, runtime: str) -> None:
         self.daemon = daemon
         self.namespace = namespace
         self.runtime = runtime
-        self.options = tuple(options)
         self._numbers = itertools.count(1)
 
     def new_id(self) -> str:
@@ -64,9 +60,7 @@ class Ctr:
         self, name: str, *words: str | Path, options: Sequence[str | Path] = ()
     ) -> list[str]:
         """The argument vector of ``ctr run``: ``options``, the busybox image, ``words``."""
-        return self.command(
-            "run", "--runtime", self.runtime, *self.options, *options, IMAGE_NAME, name, *words
-        )
+        return self.command("run", "--runtime", self.runtime, *options, IMAGE_NAME, name, *words)
 
     def __call__(
         self, *words: str | Path, timeout: float = CALL_TIMEOUT, stdin: bytes = b""

@@ -64,7 +64,11 @@ class Events:
                     return event
             return None
 
-        event = eventually(find, f"{topic} of {container} with {fields}", timeout=timeout)
+        try:
+            event = eventually(find, f"{topic} of {container} with {fields}", timeout=timeout)
+        except AssertionError as error:
+            lines = "".join(f"\n  {event}" for event in self._seen)
+            raise AssertionError(f"{error}; events seen:{lines}") from None
         assert event is not None
         return event
 

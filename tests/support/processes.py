@@ -66,7 +66,8 @@ def descendants(root: int) -> list[Process]:
     children: dict[int, list[int]] = {}
     for item in everyone.values():
         children.setdefault(item.parent, []).append(item.pid)
-    found, todo = [], [root]
+    found: list[Process] = []
+    todo = [root]
     while todo:
         below = children.get(todo.pop(), [])
         todo.extend(below)

@@ -1,0 +1,23 @@
+"""Newer programs than the host's, unpacked beside the system: what tests run against."""
+
+from __future__ import annotations
+
+from deploy.lib.apt import Unpacked, fetch_debs
+
+QEMU_RELEASES = ("trixie", "sid")
+"""Debian releases whose QEMU the tests run against, besides the host's own."""
+
+
+def fetch_qemu(release: str) -> Unpacked:
+    """QEMU for the host's architecture; the program is /usr/bin/qemu-system-x86_64."""
+    return fetch_debs(release, ["qemu-system-x86"], ["/usr/bin/qemu-system-x86_64"])
+
+
+def fetch_virtiofsd() -> Unpacked:
+    """The virtiofsd that is written in Rust, as /usr/libexec/virtiofsd."""
+    return fetch_debs("trixie", ["virtiofsd"], ["/usr/libexec/virtiofsd"])
+
+
+def fetch_vhost_device_vsock() -> Unpacked:
+    """The vsock daemon for hosts without vhost-vsock, as /usr/bin/vhost-device-vsock."""
+    return fetch_debs("sid", ["vhost-device-vsock"], ["/usr/bin/vhost-device-vsock"])
