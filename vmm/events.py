@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Linux prints this on the console when it panics (kernel/panic.c).
+PANIC_LINE = "Kernel panic - not syncing"
 
 
 class VmState(Enum):
@@ -52,8 +59,16 @@ class ExitReason:
         if self.stderr:
             text += "; VMM said: " + " | ".join(self.stderr[-5:])
         if self.console:
-            text += "; last console lines: " + " | ".join(self.console[-5:])
+            text += "; last console lines: " + " | ".join(telling_lines(self.console))
         return text
+
+
+def telling_lines(console: Sequence[str], count: int = 5) -> Sequence[str]:
+    """Return the console lines that explain most: from a panic on, else the last ones."""
+    for index, line in enumerate(console):
+        if PANIC_LINE in line:
+            return console[max(0, index - count + 2) : index + 2]
+    return console[-count:]
 
 
 @dataclass(frozen=True)

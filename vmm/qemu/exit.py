@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.events import ExitCause, ExitReason
+from vmm.events import PANIC_LINE, ExitCause, ExitReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,6 @@ _CAUSES = {
     "host-signal": ExitCause.HOST_SIGNAL,
     "host-error": ExitCause.VMM_ERROR,
 }
-# Linux prints this on the console when it panics (kernel/panic.c).
-_PANIC_LINE = "Kernel panic - not syncing"
 
 
 def exit_reason(
@@ -42,7 +40,7 @@ def exit_reason(
     killed = returncode is not None and returncode < 0
     # A guest without the panic device's driver only resets after its panic.
     reset = shutdown_cause == "guest-reset"
-    if panicked or (reset and any(_PANIC_LINE in line for line in console)):
+    if panicked or (reset and any(PANIC_LINE in line for line in console)):
         cause = ExitCause.GUEST_PANIC
     elif shutdown_cause in _CAUSES:
         cause = _CAUSES[shutdown_cause]

@@ -34,6 +34,7 @@ from vmm.events import (
     StateChanged,
     VmmLog,
     VmState,
+    telling_lines,
 )
 from vmm.process import LineTail, Process
 from vmm.qemu.capabilities import capabilities
@@ -353,7 +354,7 @@ class QemuHypervisor:
         async def with_deadline() -> trio.SocketStream:
             with trio.move_on_after(timeout):
                 return await dial()
-            tail = " | ".join(self.console_tail()[-5:]) or "nothing"
+            tail = " | ".join(telling_lines(self.console_tail())) or "nothing"
             raise GuestTimeout(
                 f"the guest agent did not answer within {timeout:g} s; the console says: {tail}"
             )
