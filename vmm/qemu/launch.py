@@ -6,16 +6,14 @@ hand the result to :class:`~vmm.qemu.qemu.QemuHypervisor` afterwards.
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.errors import InvalidConfig
 from vmm.qemu import accel, command, probe, tsc
 from vmm.qemu.plan import make_plan
+from vmm.sockets import listen
 from vmm.spawn import spawn
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = Path("/var/cache/katapy")
 QMP = "qmp"
 CONSOLE = "console"
-_BACKLOG = 4
-_PATH_MAX = 107
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def launch(
         for role, path in sockets.items():
             if record is not None:
                 record("socket", str(path))
-            listener = _listen(path)
+            listener = listen(path)
             undo_on_error.callback(_unlink, path)
             close_ours.enter_context(listener)
             fds[role] = listener.fileno()
@@ -108,21 +104,6 @@ def launch(
             record("process", child.pid)
         undo_on_error.pop_all()
     return Launched(child, sockets, plan, features, accelerator)
-
-
-def _listen(path: Path) -> socket.socket:
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise InvalidConfig(f"socket path over {_PATH_MAX} bytes: {path}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InvalidConfig(f"can't listen on {path}: {error.strerror}") from error
-    return listener
 
 
 def _unlink(path: Path) -> None:

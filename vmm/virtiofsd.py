@@ -1,0 +1,171 @@
+"""virtiofsd, which serves a host directory to a guest's virtio-fs.
+
+Two programs go by that name: the C one that QEMU up to 7.2 brings along, and the Rust
+one that came after it. They take different options; ``--version`` tells them apart.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from vmm.errors import InvalidConfig
+from vmm.helper import run_helper
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from vmm.hypervisor import Recorder
+    from vmm.process import Process
+
+# Debian 13's package, QEMU's own up to 7.2, others.
+_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd")
+_VERSION_TIMEOUT = 10
+
+Kind = Literal["c", "rust"]
+
+
+@dataclass(frozen=True)
+class ShareOptions:
+    """How a directory is shared.
+
+    Args:
+        cache: what the guest may keep: ``auto`` trusts for a second, ``always`` for good,
+            ``never`` asks each time.
+        xattr: pass extended attributes on; file capabilities need them.
+        sandbox: how the daemon locks itself into the directory.
+        threads: worker threads; 0 serves in the queue's own thread.
+    """
+
+    cache: Literal["auto", "always", "never"] = "auto"
+    xattr: bool = True
+    sandbox: Literal["namespace", "chroot"] = "namespace"
+    threads: int = 0
+
+
+def find_binary(configured: str | Path = "") -> Path:
+    """Return the virtiofsd to use.
+
+    Raises:
+        InvalidConfig: there is none.
+    """
+    for name in (str(configured),) if str(configured) else _PLACES:
+        if found := shutil.which(name):
+            return Path(found)
+    looked = configured or ", ".join(_PLACES)
+    raise InvalidConfig(f"no virtiofsd ({looked}); install it or configure its path")
+
+
+def kind_of(binary: Path) -> Kind:
+    """Return which of the two programs this is.
+
+    Raises:
+        InvalidConfig: it can't be run or is neither.
+    """
+    try:
+        return _kind_of(str(binary), binary.stat().st_mtime_ns)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InvalidConfig(f"can't run {binary}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _kind_of(binary: str, _changed: int) -> Kind:
+    done = subprocess.run(
+        [binary, "--version"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_VERSION_TIMEOUT,
+        check=False,
+    )
+    return parse_version(done.stdout + done.stderr, binary)
+
+
+def parse_version(text: str, binary: str = "virtiofsd") -> Kind:
+    """Return the kind from what ``--version`` printed.
+
+    Raises:
+        InvalidConfig: it is neither.
+    """
+    first = text.partition("\n")[0].split()
+    if first[:2] == ["virtiofsd", "version"]:
+        return "c"
+    if len(first) == 2 and first[0].startswith("virtiofsd"):
+        return "rust"
+    raise InvalidConfig(f"{binary} is no virtiofsd we know: it says {text.strip()[:80]!r}")
+
+
+def build_command(
+    binary: Path, kind: Kind, fd: int, directory: Path, options: ShareOptions
+) -> list[str]:
+    """Return the command line for one share.
+
+    Args:
+        binary: the program.
+        kind: which of the two it is.
+        fd: listening socket it inherits.
+        directory: what it shares.
+        options: how.
+    """
+    # Both want more files than a small host allows; our own limit they can have.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    common = [str(binary), f"--fd={fd}", f"--rlimit-nofile={limit}"]
+    common.append(f"--thread-pool-size={options.threads}")
+    if kind == "rust":
+        cache = options.cache
+        arguments = [f"--shared-dir={directory}", "--announce-submounts", f"--cache={cache}"]
+        arguments.append(f"--sandbox={options.sandbox}")
+        return [*common, *arguments, *(["--xattr"] if options.xattr else [])]
+    cache_word = {"never": "none"}.get(options.cache, options.cache)
+    # The C program reads -o as mount options: a comma or backslash must be escaped.
+    source = str(directory).replace("\\", "\\\\").replace(",", "\\,")
+    settings = [f"source={source}", "announce_submounts", f"cache={cache_word}"]
+    settings += [f"sandbox={options.sandbox}", "xattr" if options.xattr else "no_xattr"]
+    return [*common, *(word for setting in settings for word in ("-o", setting))]
+
+
+@asynccontextmanager
+async def run_virtiofsd(
+    directory: Path,
+    socket: Path,
+    *,
+    binary: str | Path = "",
+    options: ShareOptions | None = None,
+    record: Recorder | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> AsyncIterator[Process]:
+    """Share a directory for as long as the block runs.
+
+    The socket exists when the block is entered and a VMM may connect at once. Mounts made
+    below ``directory`` later show in the guest only when it is a shared mount by now
+    (``mount --bind`` on itself, ``mount --make-rshared``).
+
+    Args:
+        directory: what to share.
+        socket: where the VMM connects; must not be over 107 bytes.
+        binary: program or its name; empty finds one.
+        options: how to share.
+        record: told of the socket and the process.
+        on_line: called with each line the daemon writes.
+
+    Raises:
+        InvalidConfig: no program, no directory, or no socket there.
+    """
+    if not directory.is_dir():
+        raise InvalidConfig(f"no directory to share at {directory}")
+    program = find_binary(binary)
+    kind = await trio.to_thread.run_sync(kind_of, program)
+
+    def command(fd: int) -> list[str]:
+        return build_command(program, kind, fd, directory, options or ShareOptions())
+
+    async with run_helper(command, listen_on=socket, record=record, on_line=on_line) as process:
+        yield process
