@@ -7,57 +7,48 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm.errors import ControlTimeout, VmmError
+from vmm.events import telling_lines
 from vmm.process import Process, terminate
-from vmm.sockets import listen
-from vmm.spawn import spawn
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from vmm.hypervisor import Recorder
 
 _END_TIMEOUT = 10.0
+_LOOK_INTERVAL = 0.005
+_LISTENING = "00010000"  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
 @asynccontextmanager
 async def run_helper(
-    command: Callable[[int], Sequence[str]],
+    name: str,
+    start: Callable[[], subprocess.Popen[bytes]],
     *,
-    listen_on: Path,
-    owns: Sequence[Path] = (),
-    grace: float = 0.0,
+    sockets: Sequence[Path],
     record: Recorder | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Process]:
-    """Run a daemon that serves a unix socket which is bound before it starts.
+    """Run a daemon for as long as the block runs.
 
-    A client may connect at once; it is served as soon as the daemon is up. The process's
-    ``exited`` event tells of its death, its ``tail`` of its last words.
+    The process's ``exited`` event tells of its death, its ``tail`` of its last words.
 
     Args:
-        command: makes the command line from the number of the listening descriptor.
-        listen_on: path of the socket.
-        owns: further files it makes, removed afterwards.
-        grace: seconds between SIGTERM and SIGKILL at the end; 0 kills at once.
-        record: told of sockets, files and the process.
+        name: what to call it.
+        start: starts it; runs in a thread.
+        sockets: what it listens on; removed afterwards.
+        record: told of the sockets and the process.
         on_line: called with each line the daemon writes.
-
-    Raises:
-        InvalidConfig: the program can't be started, or the socket not be bound.
     """
     if record is not None:
-        for path in (listen_on, *owns):
+        for path in sockets:
             record("socket", str(path))
-
-    def start() -> Process:
-        with listen(listen_on) as listener:
-            argv = command(listener.fileno())
-            return Process(spawn(argv, pass_fds=(listener.fileno(),)), on_line)
-
     failure: BaseException | None = None
     try:
-        process = await trio.to_thread.run_sync(start)
+        process = Process(await trio.to_thread.run_sync(start), on_line, name=name)
         if record is not None:
             record("process", process.pid)
         async with trio.open_nursery() as nursery:
@@ -66,13 +57,47 @@ async def run_helper(
                 yield process
             except BaseException as error:
                 failure = error  # raised again outside the nursery, which would wrap it
-            with trio.move_on_after(grace + _END_TIMEOUT, shield=True):
-                await terminate(process, grace)
+            with trio.move_on_after(_END_TIMEOUT, shield=True):
+                await terminate(process, 0)
             nursery.cancel_scope.cancel()
         process.close()
     finally:
-        for path in (listen_on, *owns):
+        for path in sockets:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
     if failure is not None:
         raise failure
+
+
+async def until_listening(process: Process, path: Path, timeout: float) -> None:
+    """Wait until a daemon listens on a socket that it binds itself.
+
+    Connecting to find out would count as a client, so the kernel's table is read.
+
+    Args:
+        process: the daemon, watched.
+        path: the socket.
+        timeout: seconds to wait.
+
+    Raises:
+        VmmError: the daemon ended.
+        ControlTimeout: it does not listen in time.
+    """
+    with trio.move_on_after(timeout):
+        while not _is_listening(path):
+            if process.exited.is_set():
+                said = " | ".join(telling_lines(process.tail.snapshot()))
+                raise VmmError(f"{process.name} ended at once: {said}")
+            with trio.move_on_after(_LOOK_INTERVAL):
+                await process.exited.wait()
+        return
+    raise ControlTimeout(f"{process.name} does not listen on {path} after {timeout:g} s")
+
+
+def _is_listening(path: Path) -> bool:
+    with open("/proc/net/unix") as table:
+        for line in table:
+            fields = line.rstrip("\n").split(" ", 7)
+            if len(fields) == 8 and fields[3] == _LISTENING and fields[7].endswith(f" {path}"):
+                return True
+    return False

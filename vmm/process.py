@@ -70,10 +70,14 @@ class Process:
     Args:
         child: as started by :func:`vmm.spawn.spawn`.
         on_line: called with each line it writes.
+        name: what to call it.
     """
 
     def __init__(
-        self, child: subprocess.Popen[bytes], on_line: Callable[[str], None] | None = None
+        self,
+        child: subprocess.Popen[bytes],
+        on_line: Callable[[str], None] | None = None,
+        name: str = "",
     ) -> None:
         assert child.stdout is not None
         self._child = child
@@ -82,6 +86,7 @@ class Process:
         self._output = trio.lowlevel.FdStream(os.dup(child.stdout.fileno()))
         child.stdout.close()
         self.pid = child.pid
+        self.name = name or str(child.args)
         self.tail = LineTail(on_line)
         self.exited = trio.Event()
 

@@ -19,6 +19,8 @@ import trio
 
 from vmm.errors import InvalidConfig
 from vmm.helper import run_helper
+from vmm.sockets import listen
+from vmm.spawn import spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -159,13 +161,23 @@ async def run_virtiofsd(
     Raises:
         InvalidConfig: no program, no directory, or no socket there.
     """
-    if not directory.is_dir():
-        raise InvalidConfig(f"no directory to share at {directory}")
-    program = find_binary(binary)
-    kind = await trio.to_thread.run_sync(kind_of, program)
 
-    def command(fd: int) -> list[str]:
-        return build_command(program, kind, fd, directory, options or ShareOptions())
+    def prepare() -> tuple[Path, Kind]:
+        if not directory.is_dir():
+            raise InvalidConfig(f"no directory to share at {directory}")
+        found = find_binary(binary)
+        return found, kind_of(found)
 
-    async with run_helper(command, listen_on=socket, record=record, on_line=on_line) as process:
+    program, kind = await trio.to_thread.run_sync(prepare)
+
+    def start() -> subprocess.Popen[bytes]:
+        # Bound before the daemon runs, so that nobody has to wait for it.
+        with listen(socket) as listener:
+            fd = listener.fileno()
+            argv = build_command(program, kind, fd, directory, options or ShareOptions())
+            return spawn(argv, pass_fds=(fd,))
+
+    async with run_helper(
+        "virtiofsd", start, sockets=(socket,), record=record, on_line=on_line
+    ) as process:
         yield process

@@ -164,8 +164,8 @@ class GuestShell:
 
     async def until(self, condition: str, seconds: int = 20) -> None:
         """Wait in the guest until a shell condition holds."""
-        loop = f"i=0; until {condition}; do sleep 0.1; i=$((i+1)); [ $i -lt {seconds}0 ] || break; done"
-        await self.run(f"{loop}; {condition}")
+        step = f"sleep 0.1; i=$((i+1)); [ $i -lt {seconds * 10} ] || break"
+        await self.run(f"i=0; until {condition}; do {step}; done; {condition}")
 
     async def aclose(self) -> None:
         await self._stream.aclose()
