@@ -1,0 +1,145 @@
+"""Debian's cloud kernel: the unpacked vmlinux, and an initramfs that reaches the root.
+
+Its virtio and erofs drivers are modules, so a small initramfs loads those the root and
+the agent's channel need. The rest stays in the root file system, to be loaded after the
+agent is up: each module costs 10 to 30 ms of boot under TCG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.image.apt import Apt, Package, open_deb
+from vmm.image.cpio import CpioWriter
+from vmm.image.errors import ImageError
+from vmm.image.modules import Module, ModuleSet, alias_table, dependency_table
+from vmm.image.sources import data_file
+from vmm.kernel import KernelError, extract_vmlinux
+
+METAPACKAGE = "linux-image-cloud-amd64"
+_REAL_PACKAGE = r"linux-image-\d.*"
+
+# cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG.
+KERNEL_ARGS = (
+    "root=/dev/vda rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
+)
+
+# Loaded by the initramfs, by the condition it reads in its list.
+_BOOT = {
+    "boot": ("virtio_pci", "virtio_mmio", "virtio_blk", "erofs"),
+    "serial": ("virtio_console",),
+    "vsock": ("vmw_vsock_virtio_transport",),
+}
+# Loaded in the background once the agent is up, in this order: nothing else would ask for
+# a driver, as the guest has no udev.
+_BACKGROUND = (
+    "virtio_net",
+    "virtio_rng",
+    "virtiofs",
+    "overlay",
+    "virtio_balloon",
+    "virtio_mem",
+    "virtio_console",
+    "vmw_vsock_virtio_transport",
+    "virtio_scsi",
+    "sd_mod",
+    "virtio_pmem",
+    "nfit",
+    "nd_pmem",
+    "pvpanic_pci",
+    "pvpanic_mmio",
+    "ptp_kvm",
+    "9pnet_virtio",
+    "9p",
+)
+# Loaded by the kernel's own request (a mount, a socket family, a netfilter rule).
+_ON_DEMAND_DIRECTORIES = (
+    "kernel/net/netfilter/",
+    "kernel/net/ipv4/netfilter/",
+    "kernel/net/ipv6/netfilter/",
+    "kernel/net/bridge/",
+    "kernel/fs/xfs/",
+    "kernel/fs/ext4/",
+    "kernel/fs/squashfs/",
+)
+_ON_DEMAND = ("loop", "dm_mod", "dm_verity", "veth", "tun", "dummy", "macvlan", "xfrm_user")
+
+
+@dataclass(frozen=True)
+class DebianKernel:
+    """A kernel made ready: what the VMM starts, and the files its modules add to the root.
+
+    Args:
+        release: as ``uname -r`` says it.
+        vmlinux: ELF image.
+        initrd: initramfs, uncompressed (unpacking would cost more than reading).
+        root_files: contents by absolute path.
+    """
+
+    release: str
+    vmlinux: bytes
+    initrd: bytes
+    root_files: Mapping[str, bytes]
+
+
+def kernel_package(apt: Apt) -> Package:
+    """Return the kernel package Debian's cloud metapackage stands for now."""
+    return apt.resolve(METAPACKAGE, _REAL_PACKAGE)
+
+
+def prepare_kernel(deb: Path, busybox: bytes) -> DebianKernel:
+    """Take a kernel package apart.
+
+    Args:
+        deb: the package's file.
+        busybox: a static busybox for the initramfs.
+
+    Raises:
+        ImageError: the package isn't what we expect.
+    """
+    with open_deb(deb) as archive:
+        release, image, modules = ModuleSet.from_package(archive)
+    try:
+        vmlinux = extract_vmlinux(image)
+    except KernelError as error:
+        raise ImageError(f"{deb.name}: {error}") from error
+    return DebianKernel(
+        release, vmlinux, _initramfs(modules, busybox), _root_files(release, modules)
+    )
+
+
+def _initramfs(modules: ModuleSet, busybox: bytes) -> bytes:
+    archive = CpioWriter()
+    for path in ("bin", "dev", "modules", "proc", "root"):
+        archive.directory(path)
+    archive.node("dev/console", 5, 1)
+    archive.file("bin/busybox", busybox, 0o755)
+    archive.file("init", data_file("initramfs-init"), 0o755)
+    order: list[str] = []
+    packed: set[str] = set()
+    for when, names in _BOOT.items():
+        for module in modules.order(names):
+            if module.name not in packed:
+                packed.add(module.name)
+                order.append(f"{when} {module.name}.ko\n")
+                archive.file(f"modules/{module.name}.ko", module.data)
+    archive.file("modules/order", "".join(order).encode())
+    return archive.finish()
+
+
+def _root_files(release: str, modules: ModuleSet) -> dict[str, bytes]:
+    background = modules.order(modules.have(_BACKGROUND))
+    boot = modules.order(name for names in _BOOT.values() for name in names)
+    demand = modules.order([*modules.have(_ON_DEMAND), *modules.under(*_ON_DEMAND_DIRECTORIES)])
+    everything: list[Module] = list({m.name: m for m in (*boot, *background, *demand)}.values())
+    base = f"/usr/lib/modules/{release}"
+    found = {f"{base}/{module.path}": module.data for module in everything}
+    found[f"{base}/modules.dep"] = dependency_table(everything).encode()
+    found[f"{base}/modules.alias"] = alias_table(everything).encode()
+    early = {module.name for module in modules.order(_BOOT["boot"])}
+    found["/usr/lib/katapy/modules"] = "".join(
+        f"{base}/{module.path}\n" for module in background if module.name not in early
+    ).encode()
+    return found
