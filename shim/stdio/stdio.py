@@ -24,6 +24,7 @@ class Stdio:
         stdin: what to read stdin from; None when the process has none.
         outputs: channel number to sink; with a terminal there is stdout alone.
         terminal: both outputs of the process are one stream.
+        logger: the logging program, if there is one.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Stdio:
         self.stdin = stdin
         self.outputs = outputs
         self.terminal = terminal
-        self._logger = logger
+        self.logger = logger
 
     def close_stdin(self) -> None:
         """CloseIO: end stdin once the pending bytes are forwarded. Idempotent."""
@@ -54,7 +55,7 @@ class Stdio:
     async def aclose(self) -> None:
         """Release everything, a logging program included. Idempotent."""
         self.close()
-        logger, self._logger = self._logger, None
+        logger, self.logger = self.logger, None
         if logger is not None:
             await logger.aclose()
 
