@@ -17,6 +17,7 @@ from shim.errors import Internal, InvalidArgument
 from shim.storage import syscalls
 from shim.storage.options import IdMap, MountOptions, option_values
 from shim.storage.overlay import split_layers
+from shim.storage.trees import attach_clone
 
 
 def idmapped(source: str, target: str, options: MountOptions, *, recursive: bool) -> None:
@@ -64,23 +65,13 @@ def idmapped_layers(options: MountOptions) -> Iterator[Sequence[str]]:
 
 
 def _attach(source: str, target: str, namespace: int, *, recursive: bool) -> None:
-    tree = syscalls.open_tree(source, recursive=recursive)
     try:
-        syscalls.mount_setattr(
-            tree,
-            attributes=syscalls.MOUNT_ATTR_IDMAP,
-            userns=namespace,
-            recursive=recursive,
-            where=source,
-        )
-        syscalls.move_mount(tree, target)
+        attach_clone(source, target, recursive=recursive, user_namespace=namespace)
     except OSError as error:
         raise Internal(
             f"idmapped mount of {source}: {error.strerror}; the kernel or this file system "
             "has none, use a snapshotter without uidmap and gidmap options"
         ) from error
-    finally:
-        os.close(tree)
 
 
 @contextlib.contextmanager

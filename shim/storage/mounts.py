@@ -29,6 +29,7 @@ from shim.storage.options import (
     parse_options,
 )
 from shim.storage.overlay import compact
+from shim.storage.trees import attach_clone
 
 MOUNT_TIMEOUT = 20.0
 """Seconds for one mount or unmount; a dead disk or FUSE server blocks for ever."""
@@ -71,15 +72,11 @@ async def mount(
         Internal: the host refuses.
     """
     options = parse_options(entry.options)
-    note = recorder.add("mount", target=target)
-    try:
-        await in_thread(lambda: _mount(entry, options, target), timeout, f"mount at {target}")
-    except DeadlineExceeded:
-        raise  # it may come about yet: stays on record
-    except BaseException:
-        recorder.remove(note)
-        raise
-    return note
+
+    def call() -> None:
+        _mount(entry, options, target)
+
+    return await _recorded(call, target, recorder, timeout, f"mount at {target}")
 
 
 async def unmount(target: str, *, timeout: float = MOUNT_TIMEOUT) -> None:
@@ -101,12 +98,17 @@ async def bind(
     *,
     read_only: bool = False,
     recursive: bool = True,
-    propagation: tuple[str, ...] = (),
     timeout: float = MOUNT_TIMEOUT,
 ) -> Any:
-    """Make a bind mount; as :func:`mount` otherwise."""
-    words = ("rbind" if recursive else "bind", *(("ro",) if read_only else ()), *propagation)
-    return await mount(Mount("bind", source, "", words), target, recorder, timeout=timeout)
+    """Show ``source`` at ``target``, read-only all the way down if so wanted.
+
+    Args, result and errors are those of :func:`mount`.
+    """
+
+    def call() -> None:
+        attach_clone(source, target, recursive=recursive, read_only=read_only)
+
+    return await _recorded(call, target, recorder, timeout, f"bind of {source} at {target}")
 
 
 async def in_thread(call: Callable[[], None], timeout: float, what: str) -> None:
@@ -126,6 +128,20 @@ async def in_thread(call: Callable[[], None], timeout: float, what: str) -> None
     except OSError as error:
         kind = InvalidArgument if error.errno in _BAD_REQUEST else Internal
         raise kind(f"{what}: {error.strerror or error} ({error.filename})") from error
+
+
+async def _recorded(
+    call: Callable[[], None], target: str, recorder: Recorder, timeout: float, what: str
+) -> Any:
+    note = recorder.add("mount", target=target)
+    try:
+        await in_thread(call, timeout, what)
+    except (DeadlineExceeded, trio.Cancelled):
+        raise  # the thread goes on and it may come about yet: stays on record
+    except BaseException:
+        recorder.remove(note)
+        raise
+    return note
 
 
 def _mount(entry: Mount, options: MountOptions, target: str) -> None:
@@ -171,7 +187,7 @@ def _mount_source(entry: Mount, options: MountOptions, source: str, target: str)
         if options.uid_map or options.gid_map:
             idmapped(source, target, options, recursive=bool(flags & MS_REC))
         else:
-            syscalls.mount(source, target, "", flags)
+            attach_clone(source, target, recursive=bool(flags & MS_REC))
     else:
         syscalls.mount(source, target, entry.type, options.flags, ",".join(options.data))
         if options.uid_map or options.gid_map:

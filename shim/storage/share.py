@@ -86,8 +86,10 @@ class Share:
             self._mkdir(made, os.path.join(self.root, container_id), container_id)
             root = os.path.join(self.root, relative)
             self._mkdir(made, root, container_id)
-            entries = plan.mounts or (Mount("bind", plan.directory, "", ("rbind",)),)
-            for entry in entries:
+            if not plan.mounts:
+                note = await bind(plan.directory, root, _ForContainer(self._recorder, container_id))
+                made.made.append(_Made("mount", root, note))
+            for entry in plan.mounts:
                 target = root
                 if entry.target.strip("/"):
                     # Below a mounted root the path may lead anywhere: resolve it there.

@@ -79,10 +79,16 @@ def move_mount(tree: int, target: str) -> None:
 
 
 def mount_setattr(
-    tree: int, *, attributes: int, userns: int = 0, recursive: bool = False, where: str = ""
+    tree: int,
+    *,
+    attributes: int,
+    propagation: int = 0,
+    user_namespace: int = 0,
+    recursive: bool = False,
+    where: str = "",
 ) -> None:
     """Set MOUNT_ATTR_ ``attributes`` on a detached mount; ``where`` is for errors."""
-    attr = _MountAttr(attr_set=attributes, userns_fd=userns)
+    attr = _MountAttr(attr_set=attributes, propagation=propagation, userns_fd=user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _syscall(
         _SYS_MOUNT_SETATTR,

@@ -15,7 +15,10 @@ STDIN_WINDOW = 256 << 10
 
 
 class GuestEnd:
-    """Both ends of an in-memory Stdio stream: ``send``/``receive`` are the shim's."""
+    """A ttrpc client whose one stream leads to a scripted agent in memory.
+
+    ``stream``, ``send``, ``receive`` and ``close_send`` are for the shim.
+    """
 
     def __init__(self) -> None:
         self._to_shim, self._from_guest = trio.open_memory_channel[bytes](math.inf)
@@ -27,9 +30,21 @@ class GuestEnd:
         self.stdin_window = STDIN_WINDOW
         self.max_ahead = 0
         self.first_frame = b""
+        self.detached = trio.Event()
+        self.refuse = False
+
+    def stream(self, service: str, method: str) -> GuestEnd:
+        assert (service, method) == ("katapy.agent.v1.Extension", "Stdio")
+        return self
+
+    async def close_send(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.detached.set()
 
     async def send(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        if self.refuse:
+            raise TtrpcError(status.UNAVAILABLE, "ttrpc: closed")
         if not self.attached.is_set():
             self.first_frame = data
             granted = frames.decode_frame(data).credit

@@ -12,11 +12,12 @@ import pytest
 import trio
 import trio.testing
 
-from shim.errors import InvalidArgument, NotFound, Unavailable
+from shim.errors import InvalidArgument, NotFound
+from shim.stdio.channel import WINDOW, GuestLost
 from shim.stdio.frames import STDERR, STDOUT
-from shim.stdio.guest import WINDOW, open_stream_stdio
-from shim.stdio.host import Stdio, open_stdio
-from shim.stdio.relay import relay
+from shim.stdio.relay import Relay
+from shim.stdio.stdio import Stdio, open_stdio
+from shim.stdio.stream_channel import StreamChannel
 from tests.unit.shim.stdio.guest_end import GuestEnd
 
 MIB = 1 << 20
@@ -58,16 +59,13 @@ def no_descriptor_leaks() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def relaying(stdio: Stdio, guest_end: GuestEnd) -> AsyncIterator[None]:
-    async def run() -> None:
-        async with open_stream_stdio(guest_end, "c") as guest:
-            await relay(stdio, guest)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await guest_end.attached.wait()
-        yield
+async def relaying(stdio: Stdio, end: GuestEnd) -> AsyncIterator[Relay]:
+    """A relay whose process exits when the block ends."""
+    async with Relay(stdio, StreamChannel(end, "c")) as relay:
+        yield relay
+        await relay.finish()
     await stdio.aclose()
+    assert end.detached.is_set()
 
 
 @contextmanager
@@ -133,7 +131,6 @@ async def test_output_arrives_whole_and_in_order(fifos: Fifos) -> None:
             expected.update(blocks[n % 64])
         assert digest.digest() == expected.digest()
         assert await read_all(err) == b""
-        assert stdio.drained.is_set()
 
 
 async def test_a_slow_reader_bounds_what_the_guest_may_send(fifos: Fifos) -> None:
@@ -148,7 +145,6 @@ async def test_a_slow_reader_bounds_what_the_guest_may_send(fifos: Fifos) -> Non
             nursery.start_soon(produce)
             await trio.testing.wait_all_tasks_blocked()
             assert end.credit[STDOUT] < WINDOW
-            assert not stdio.drained.is_set()
             assert len(await read_all(out)) == 8 * MIB
         assert end.max_ahead <= WINDOW
 
@@ -175,7 +171,6 @@ async def test_fifos_get_their_end_of_file_once_the_output_has_ended(fifos: Fifo
             end.finish()
             assert await read_all(out) == b"bye"  # returns only on end of file
             assert await read_all(err) == b""
-            await stdio.drained.wait()
 
 
 async def test_output_that_still_flows_after_the_exit_is_not_lost(fifos: Fifos) -> None:
@@ -183,41 +178,45 @@ async def test_output_that_still_flows_after_the_exit_is_not_lost(fifos: Fifos) 
     payload = os.urandom(8 * MIB)
     with reader(fifos.stdout) as out, reader(fifos.stderr):
         stdio, end = await fifos.open(), GuestEnd()
-        async with relaying(stdio, end), trio.open_nursery() as nursery:
+        drained = trio.Event()
+        async with relaying(stdio, end) as relay, trio.open_nursery() as nursery:
 
             async def produce() -> None:
                 await end.output(STDOUT, [payload])
                 end.finish()
 
+            async def finish() -> None:
+                await relay.finish()
+                drained.set()
+
             nursery.start_soon(produce)
+            nursery.start_soon(finish)
             await trio.testing.wait_all_tasks_blocked()
-            stdio.process_exited()
-            await trio.testing.wait_all_tasks_blocked()
-            assert not stdio.drained.is_set()
+            assert not drained.is_set()
             assert await read_all(out) == payload
-            await stdio.drained.wait()
+            await drained.wait()
 
 
 async def test_a_reader_that_never_reads_ends_with_the_cap(
     fifos: Fifos, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with reader(fifos.stdout), reader(fifos.stderr):
+    with reader(fifos.stdout) as out, reader(fifos.stderr):
         stdio, end = await fifos.open(), GuestEnd()
-        async with relaying(stdio, end), trio.open_nursery() as nursery:
+        async with relaying(stdio, end) as relay, trio.open_nursery() as nursery:
             nursery.start_soon(end.output, STDOUT, [bytes(8 * MIB)])
             await trio.testing.wait_all_tasks_blocked()
             exited = trio.current_time()
-            stdio.process_exited()
-            await stdio.drained.wait()
+            await relay.finish()
             assert trio.current_time() - exited == pytest.approx(30)
             nursery.cancel_scope.cancel()
+        assert await read_all(out)  # what was in the FIFO, then its end of file
 
 
 async def test_without_any_reader_the_exit_is_not_held_up(
     fifos: Fifos, autojump_clock: trio.testing.MockClock
 ) -> None:
     stdio, end = await fifos.open(), GuestEnd()
-    async with relaying(stdio, end), trio.open_nursery() as nursery:
+    async with relaying(stdio, end) as relay, trio.open_nursery() as nursery:
 
         async def produce() -> None:
             await end.output(STDOUT, [bytes(8 * MIB)])
@@ -226,8 +225,7 @@ async def test_without_any_reader_the_exit_is_not_held_up(
         nursery.start_soon(produce)
         await trio.testing.wait_all_tasks_blocked()
         exited = trio.current_time()
-        stdio.process_exited()
-        await stdio.drained.wait()
+        await relay.finish()
         assert trio.current_time() - exited < 1
 
 
@@ -300,51 +298,66 @@ async def test_no_stdin_is_closed_at_once(fifos: Fifos) -> None:
         await end.stdin_eof.wait()
         await end.output(STDOUT, [b"discarded"])
         end.finish()
-    assert stdio.drained.is_set()
 
 
 async def test_a_lost_connection_writes_what_had_come_and_another_goes_on(fifos: Fifos) -> None:
     with reader(fifos.stdout) as out, reader(fifos.stderr):
         stdio, first, second = await fifos.open(), GuestEnd(), GuestEnd()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(first.output, STDOUT, [b"before "])
-            async with open_stream_stdio(first, "c") as guest:
-                await trio.testing.wait_all_tasks_blocked()
-                first.lose()
-                with pytest.raises(Unavailable):
-                    await relay(stdio, guest)
-        assert not stdio.drained.is_set()
+        async with Relay(stdio, StreamChannel(first, "c")):
+            await first.output(STDOUT, [b"before "])
+            first.lose()
+            assert await read_some(out, 7) == b"before "
         async with relaying(stdio, second):
             await second.output(STDOUT, [b"after"])
             second.finish()
-        assert await read_all(out) == b"before after"
+        assert await read_all(out) == b"after"
 
 
-async def test_a_guest_lost_after_the_exit_ends_it(fifos: Fifos) -> None:
+async def test_a_lost_guest_is_not_waited_for(
+    fifos: Fifos, autojump_clock: trio.testing.MockClock
+) -> None:
     with reader(fifos.stdout) as out, reader(fifos.stderr):
         stdio, end = await fifos.open(), GuestEnd()
-        with pytest.RaisesGroup(Unavailable):
-            async with relaying(stdio, end):
-                stdio.process_exited()
-                end.lose()
-        await stdio.drained.wait()
-        assert await read_all(out) == b""
+        async with relaying(stdio, end) as relay:
+            await end.output(STDOUT, [b"last words"])
+            end.lose()
+            await relay.finish()
+            assert trio.current_time() < 1
+        assert await read_all(out) == b"last words"
+
+
+async def test_an_abandoned_guest_may_be_silent(
+    fifos: Fifos, autojump_clock: trio.testing.MockClock
+) -> None:
+    with reader(fifos.stdout) as out, reader(fifos.stderr):
+        stdio, end = await fifos.open(), GuestEnd()
+        async with relaying(stdio, end) as relay:
+            await end.output(STDOUT, [b"last words"])
+            await trio.testing.wait_all_tasks_blocked()
+            relay.abandon()
+            await relay.finish()
+            assert trio.current_time() < 1
+        assert await read_all(out) == b"last words"
+
+
+async def test_a_process_that_cannot_be_attached_to_is_an_error(fifos: Fifos) -> None:
+    stdio, end = await fifos.open(), GuestEnd()
+    end.refuse = True
+    with pytest.raises(GuestLost, match="ttrpc: closed"):
+        async with Relay(stdio, StreamChannel(end, "c")):
+            pytest.fail("attached")
+    await stdio.aclose()
 
 
 async def test_an_agent_that_ignores_its_credit_is_cut_off(fifos: Fifos) -> None:
-    with reader(fifos.stdout), reader(fifos.stderr):
+    with reader(fifos.stdout) as out, reader(fifos.stderr):
         stdio, end = await fifos.open(), GuestEnd()
-        with pytest.RaisesGroup(Unavailable):
-            async with relaying(stdio, end):
-                end.credit[STDOUT] = 1 << 30
-                await end.output(STDOUT, [bytes(WINDOW + 1)])
-        stdio.close()
-
-
-async def test_a_process_that_never_started_is_closed_at_its_end(fifos: Fifos) -> None:
-    stdio = await fifos.open()
-    stdio.process_exited()
-    assert stdio.drained.is_set()
+        async with relaying(stdio, end) as relay:
+            end.credit[STDOUT] = 1 << 30
+            await end.output(STDOUT, [bytes(WINDOW + 1)])
+            end.eof(STDOUT)
+            await relay.finish()
+        assert await read_all(out) == b""
 
 
 async def test_a_terminal_has_one_output(fifos: Fifos) -> None:

@@ -1,14 +1,11 @@
-"""The host side of one process's stdio, from Create until its output is drained."""
+"""The host side of one process's stdio: what Create and Exec requests name, opened."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 from collections.abc import Iterator
-
-import trio
 
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound
 from shim.stdio.frames import STDERR, STDOUT
@@ -16,23 +13,18 @@ from shim.stdio.logger import Logger, start_logger
 from shim.stdio.pipes import FifoSource, FileSink, NullSink, PipeSink, Sink
 from shim.stdio.target import FileTarget, LoggerTarget, PathTarget, parse_stdin, parse_target
 
-DRAIN_TIMEOUT = 30.0
-"""Seconds after the exit that a reader has to take the rest of the output."""
-
-_log = logging.getLogger(__name__)
-
 
 class Stdio:
     """Opened stdio of a process; make it with :func:`open_stdio`.
 
-    It outlives the connections that carry its bytes: each runs in
-    :func:`shim.stdio.relay.relay`.
+    It outlives the connection that carries its bytes, which is the business of a
+    :class:`~shim.stdio.relay.Relay`.
 
     Attributes:
         stdin: what to read stdin from; None when the process has none.
         outputs: channel number to sink; with a terminal there is stdout alone.
         terminal: both outputs of the process are one stream.
-        drained: set once all output is written and every write end is closed.
+        logger: the logging program, if there is one.
     """
 
     def __init__(
@@ -46,66 +38,24 @@ class Stdio:
         self.stdin = stdin
         self.outputs = outputs
         self.terminal = terminal
-        self.drained = trio.Event()
-        self._logger = logger
-        self._relay_scope: trio.CancelScope | None = None
-        self._drain_deadline: float | None = None
+        self.logger = logger
 
     def close_stdin(self) -> None:
         """CloseIO: end stdin once the pending bytes are forwarded. Idempotent."""
         if self.stdin is not None:
             self.stdin.close_write()
 
-    def process_exited(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
-        """Start the end: clients that are gone are no longer waited for.
-
-        The relay goes on until the guest's output has ended, at most
-        ``drain_timeout`` seconds, and then sets ``drained``. Without a running
-        relay there is nothing to come and ``drained`` is set at once.
-        """
-        if self._drain_deadline is not None or self.drained.is_set():
-            return
-        self._drain_deadline = trio.current_time() + drain_timeout
-        for sink in self.outputs.values():
-            sink.release()
-        if self._relay_scope is None:
-            self.close()
-        else:
-            self._relay_scope.deadline = self._drain_deadline
-
-    @contextlib.contextmanager
-    def relaying(self) -> Iterator[None]:
-        """Hold this while a relay runs; bounds it once the process has exited."""
-        if self._relay_scope is not None:
-            raise Internal("stdio: a relay runs already")
-        deadline = float("inf") if self._drain_deadline is None else self._drain_deadline
-        with trio.CancelScope(deadline=deadline) as scope:
-            self._relay_scope = scope
-            try:
-                yield
-            finally:
-                self._relay_scope = None
-        if scope.cancelled_caught:
-            _log.warning("stdio: output not taken by its reader in time is dropped")
-            self.close()
-
-    def relay_failed(self) -> None:
-        """Give up on output of a process that has exited; else wait for a new relay."""
-        if self._drain_deadline is not None:
-            self.close()
-
     def close(self) -> None:
-        """Close every descriptor and set ``drained``. Idempotent."""
+        """Close every descriptor; readers get their end of file. Idempotent."""
         for sink in self.outputs.values():
             sink.close()
         if self.stdin is not None:
             self.stdin.close()
-        self.drained.set()
 
     async def aclose(self) -> None:
         """Release everything, a logging program included. Idempotent."""
         self.close()
-        logger, self._logger = self._logger, None
+        logger, self.logger = self.logger, None
         if logger is not None:
             await logger.aclose()
 

@@ -4,8 +4,8 @@ import pytest
 
 from protos.kata import oci_pb2
 from shim.errors import InvalidArgument
-from shim.oci.guest import guest_spec
-from shim.oci.kata import kata_process, kata_resources, kata_spec
+from shim.oci.guest_spec import guest_spec
+from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from tests.unit.shim.oci.specs import cri_container
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.oci.guest import guest_cgroup, guest_process, guest_spec
+from shim.oci.guest_spec import guest_cgroup, guest_process, guest_spec
 from shim.oci.mounts import GUEST_SHM, host_mounts
 from shim.oci.resources import guest_resources
 from tests.unit.shim.oci.specs import cri_container

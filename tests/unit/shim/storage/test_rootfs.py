@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shim.errors import InvalidArgument, Unimplemented
+from shim.storage.options import Mount
+from shim.storage.rootfs import BlockRootfs, SharedRootfs, plan_rootfs
+
+
+def plan(*mounts: Mount, **options: Any) -> SharedRootfs | BlockRootfs:
+    arguments: dict[str, Any] = {
+        "can_share": True,
+        "can_attach": True,
+        "is_block": lambda path: path.startswith("/dev/"),
+        **options,
+    }
+    return plan_rootfs(mounts, "/bundle/rootfs", **arguments)
+
+
+def test_no_mounts_means_the_bundles_root() -> None:
+    assert plan() == SharedRootfs((), "/bundle/rootfs")
+
+
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        (
+            Mount("ext4", "/img", "", ("loop", "rw", "noatime")),
+            BlockRootfs("/img", "ext4", False, True, False, ("noatime",)),
+        ),
+        (
+            Mount("ext4", "/img", "", ("loop", "ro", "direct-io")),
+            BlockRootfs("/img", "ext4", True, True, True, ("ro",)),
+        ),
+        (
+            Mount("xfs", "/dev/mapper/pool-snap-1", "", ("nouuid",)),
+            BlockRootfs("/dev/mapper/pool-snap-1", "xfs", False, False, False, ("nouuid",)),
+        ),
+        (
+            Mount("erofs", "/layer.erofs", "", ("ro", "loop")),
+            BlockRootfs("/layer.erofs", "erofs", True, True, False, ("ro",)),
+        ),
+    ],
+)
+def test_a_disk_goes_to_the_vm_as_one(mount: Mount, expected: BlockRootfs) -> None:
+    assert plan(mount) == expected
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        [Mount("overlay", "overlay", "", ("lowerdir=/a:/b",))],
+        [Mount("bind", "/dir", "", ("rbind", "rw"))],
+        [Mount("btrfs", "/dev/sda", "", ("subvolid=5",))],
+        [Mount("ext4", "/not/a/device", "", ())],
+        [Mount("erofs", "/l", "", ("ro", "loop", "device=/m"))],
+        [Mount("ext4", "/img", "", ("loop", "uidmap=0:1:1", "gidmap=0:1:1"))],
+        [Mount("ext4", "/img", "sub", ("loop",))],
+        [Mount("erofs", "/l", "a", ("loop",)), Mount("overlay", "overlay", "", ("lowerdir=/a",))],
+    ],
+)
+def test_everything_else_is_shared(mounts: list[Mount]) -> None:
+    assert plan(*mounts) == SharedRootfs(tuple(mounts), "/bundle/rootfs")
+
+
+def test_a_vm_without_room_for_a_disk_shares_it() -> None:
+    assert isinstance(plan(Mount("ext4", "/img", "", ("loop",)), can_attach=False), SharedRootfs)
+
+
+def test_a_vm_that_shares_nothing_says_so() -> None:
+    with pytest.raises(Unimplemented, match="overlay"):
+        plan(Mount("overlay", "overlay", "", ("lowerdir=/a",)), can_share=False)
+
+
+def test_unresolved_directives_and_escapes_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="X-containerd"):
+        plan(Mount("ext4", "/img", "", ("loop", "X-containerd.mkfs.fs=ext4")))
+    with pytest.raises(InvalidArgument, match=r"\.\./x"):
+        plan(Mount("bind", "/d", "../x", ("rbind",)))
