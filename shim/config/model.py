@@ -117,7 +117,7 @@ class Katapy:
     accelerator: str = key("auto", rules.choice("auto", "kvm", "tcg"))
     channel: str = key("serial", rules.choice("serial", "vsock"))
     vhost_device_vsock: Path | None = key(None, rules.found_path("vhost-device-vsock on the PATH"))
-    guest_kernel: str = key("debian", rules.choice("debian", "tuned"))
+    guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
 
 

@@ -1,0 +1,140 @@
+"""``katapy env``: versions and the configuration in effect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vmm.errors import VmmError
+
+from shim.cli import host, vm
+from shim.cli.options import add_config_argument, configuration
+from shim.config.model import SECTIONS, Config
+from shim.ledger import state_dir
+from shim.version import VERSION
+
+_PACKAGES = ("trio", "protobuf", "pyroute2", "grpcio")
+_ATTRIBUTES = {
+    "hypervisor.qemu": "hypervisor",
+    "agent.kata": "agent",
+    "runtime": "runtime",
+    "katapy": "katapy",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    add_config_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the environment; 0, or a ConfigError."""
+    config = configuration(arguments.config)
+    if arguments.json:
+        print(json.dumps({**environment(config), "config": _sections(config)}, indent=2))
+    else:
+        print(as_text(config))
+    return 0
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Return versions and host facts, "" for what is not there."""
+    system = os.uname()
+    return {
+        "katapy": VERSION,
+        "python": sys.version.split()[0],
+        "packages": {name: _package_version(name) for name in _PACKAGES},
+        "host": {
+            "os": _os_name(),
+            "kernel": system.release,
+            "machine": system.machine,
+            "cpus": os.cpu_count() or 1,
+            "cgroups": host.cgroup_mode(),
+        },
+        "accelerator": _accelerator(),
+        "qemu": _qemu(config),
+        "virtiofsd": str(vm.find_virtiofsd(config.hypervisor.virtio_fs_daemon) or ""),
+        "containerd": host.containerd_version(),
+        "state_dir": state_dir(),
+        "config_sources": list(config.sources),
+        "config_warnings": list(config.warnings),
+    }
+
+
+def as_text(config: Config) -> str:
+    """Return the environment as text, the configuration as TOML with where each value is from."""
+    lines = []
+    for name, value in environment(config).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {inner or '-'}" for key, inner in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        lines.append(f"# {name}: {value or '-'}")
+    for section, values in _sections(config).items():
+        lines += ["", f"[{section}]"]
+        for key, entry in values.items():
+            origin = f"  # {entry['origin']}" if entry["origin"] else ""
+            lines.append(f"{key} = {json.dumps(entry['value'], ensure_ascii=False)}{origin}")
+    return "\n".join(lines)
+
+
+def _sections(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return section → key → value as TOML would hold it, and the file that set it."""
+    return {
+        section: {
+            f.name: {
+                "value": _plain(getattr(getattr(config, _ATTRIBUTES[section]), f.name)),
+                "origin": config.origins.get(f"{section}.{f.name}", ""),
+            }
+            for f in fields(model)
+        }
+        for section, model in SECTIONS.items()
+    }
+
+
+def _plain(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return ""
+
+
+def _accelerator() -> str:
+    from vmm.qemu import accel
+
+    found = accel.detect()
+    return f"{found.name} ({found.why_not_kvm})" if found.why_not_kvm else found.name
+
+
+def _qemu(config: Config) -> dict[str, str]:
+    from vmm.qemu import probe
+
+    try:
+        binary = probe.find_binary(config.hypervisor.path or "")
+        features = probe.probe(binary)
+    except VmmError:
+        return {"path": "", "version": ""}
+    return {"path": str(binary), "version": features.version_text}

@@ -1,0 +1,135 @@
+"""What the host offers to run VMs with: accelerator, QEMU, shared directories, channel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from vmm.errors import InvalidConfig
+
+from shim.cli.findings import Finding, Level
+from shim.cli.guest import may_have_9p
+
+if TYPE_CHECKING:
+    from vmm.qemu.probe import QemuFeatures
+
+    from shim.config.model import Config
+
+VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+VSOCK_DAEMON = "vhost-device-vsock"
+
+_VHOST_VSOCK = Path("/dev/vhost-vsock")
+
+
+def accelerator(config: Config) -> Iterable[Finding]:
+    """KVM, proved by a small VM, or emulation."""
+    from vmm.qemu import accel
+
+    wanted = cast('Literal["auto", "kvm", "tcg"]', config.katapy.accelerator)
+    name = "accelerator"
+    try:
+        chosen = accel.choose(wanted)
+    except InvalidConfig as error:
+        yield Finding(name, Level.FAIL, str(error), 'set accelerator = "auto" in [katapy]')
+        return
+    if chosen.name == "kvm":
+        yield Finding(name, Level.OK, "KVM works: a test VM ran")
+    elif wanted == "tcg":
+        yield Finding(name, Level.OK, "emulation, as configured")
+    else:
+        advice = "turn virtualization on in the firmware (or in the outer VM) and load kvm"
+        text = f"emulation, many times slower than KVM: {chosen.why_not_kvm}"
+        yield Finding(name, Level.WARN, text, advice)
+
+
+def qemu(config: Config) -> Iterable[Finding]:
+    """QEMU, with what the configuration needs of it."""
+    from vmm.qemu import probe
+
+    try:
+        binary = probe.find_binary(config.hypervisor.path or "")
+        features = probe.probe(binary)
+    except InvalidConfig as error:
+        advice = "install qemu-system (7.2 or later), or set path in [hypervisor.qemu]"
+        yield Finding("QEMU", Level.FAIL, str(error), advice)
+        return
+    package = f" ({features.package})" if features.package else ""
+    yield Finding("QEMU", Level.OK, f"{binary} {features.version_text}{package}")
+    for missing, level in _missing(config, features):
+        advice = "install a QEMU that is built with it, or change [hypervisor.qemu]"
+        yield Finding("QEMU", level, f"{binary} has no {missing}", advice)
+
+
+def _missing(config: Config, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
+    vm = config.hypervisor
+    if vm.machine_type not in features.machines:
+        yield f"machine type {vm.machine_type}", Level.FAIL
+    if vm.seccompsandbox and not features.sandbox:
+        yield "seccomp (seccompsandbox)", Level.FAIL
+    if vm.shared_fs == "virtio-fs" and "vhost-user-fs-pci" not in features.devices:
+        yield "vhost-user-fs-pci (shared_fs)", Level.FAIL
+    if vm.shared_fs == "virtio-9p" and "virtio-9p-pci" not in features.devices:
+        yield "virtio-9p-pci (shared_fs)", Level.FAIL
+    if vm.enable_virtio_mem and "virtio-mem-pci" not in features.devices:
+        yield "virtio-mem-pci (enable_virtio_mem)", Level.WARN
+
+
+def shared_directories(config: Config) -> Iterable[Finding]:
+    """virtiofsd, or 9p in its place."""
+    name, vm = "shared directories", config.hypervisor
+    if vm.shared_fs == "none":
+        yield Finding(name, Level.OK, "none, as configured: only block devices reach the guest")
+        return
+    has_9p = may_have_9p(config)
+    if vm.shared_fs == "virtio-9p":
+        if has_9p:
+            yield Finding(name, Level.OK, "9p, as configured")
+        else:
+            advice = 'run `katapy image build --kernel tuned`, or set shared_fs = "virtio-fs"'
+            yield Finding(name, Level.FAIL, "Debian's cloud kernel has no 9p", advice)
+        return
+    daemon = find_virtiofsd(vm.virtio_fs_daemon)
+    if daemon is not None:
+        yield Finding(name, Level.OK, f"virtio-fs by {daemon}")
+        return
+    wanted = vm.virtio_fs_daemon or " or ".join(VIRTIOFSD_PATHS)
+    advice = "install virtiofsd (Debian 12 has it in qemu-system-common)"
+    if vm.shared_fs == "auto" and has_9p:
+        yield Finding(name, Level.WARN, f"9p only: no virtiofsd at {wanted}", advice)
+    else:
+        yield Finding(name, Level.FAIL, f"no virtiofsd at {wanted}", advice)
+
+
+def find_virtiofsd(configured: Path | None) -> Path | None:
+    """Return the virtiofsd to use, None when there is none."""
+    candidates = (configured,) if configured else (*map(Path, VIRTIOFSD_PATHS),)
+    for path in candidates:
+        if os.access(path, os.X_OK):
+            return path
+    found = None if configured else shutil.which("virtiofsd")
+    return Path(found) if found else None
+
+
+def channel(config: Config, vhost_vsock: Path = _VHOST_VSOCK) -> Iterable[Finding]:
+    """How the shim will talk to the guest agent."""
+    name = "agent channel"
+    if config.katapy.channel == "serial":
+        yield Finding(name, Level.OK, "virtio-serial")
+        return
+    try:
+        os.close(os.open(vhost_vsock, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        problem = f"{vhost_vsock}: {error.strerror}"
+    else:
+        yield Finding(name, Level.OK, f"vsock by the kernel, {vhost_vsock}")
+        return
+    configured = config.katapy.vhost_device_vsock
+    if daemon := shutil.which(configured or VSOCK_DAEMON):
+        yield Finding(name, Level.OK, f"vsock by {daemon} ({problem})")
+    else:
+        wanted = configured or f"{VSOCK_DAEMON} on the PATH"
+        advice = f'`modprobe vhost_vsock`, install {VSOCK_DAEMON}, or set channel = "serial"'
+        yield Finding(name, Level.FAIL, f"{problem}; no {wanted}", advice)
