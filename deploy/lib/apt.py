@@ -184,7 +184,7 @@ class _SecondApt:
         )
         self.config = self.base / "etc/apt.conf"
         self.config.write_text(
-            _host_transport()
+            host_transport()
             + "".join(f'{key} "{value}";\n' for key, value in self._settings().items())
         )
 
@@ -258,7 +258,7 @@ def mirror() -> str:
     raise DeployError("the host's apt sources name no Debian mirror (see sources.list(5))")
 
 
-def _host_transport() -> str:
+def host_transport() -> str:
     """How the host's apt reaches its mirror: proxies, certificates, retries."""
     kept = ("acquire::http", "acquire::https", "acquire::check-", "acquire::retries")
     dump = run(["apt-config", "dump", "Acquire"], timeout=10, env={"LC_ALL": "C"})

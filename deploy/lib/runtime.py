@@ -50,12 +50,10 @@ def prepare_runtime(folder: Path, site_packages: Path) -> Runtime:
 
 def write_launcher(target: Path, source_dir: Path, site_packages: Path) -> None:
     """Write the program that containerd starts as the shim. Raises: DeployError."""
+    # Not a virtual environment's python, which starts slower than what it stands for.
     python = Path(sys.executable).resolve()
-    text = run(
-        [python, "-m", "shim.launcher", python, source_dir, site_packages],
-        timeout=30,
-        cwd=REPOSITORY,
-    )
+    words: list[str | Path] = [python, "-m", "shim.launcher", python, source_dir, site_packages]
+    text = run(words, timeout=30, cwd=REPOSITORY)
     target.write_text(text)
     target.chmod(0o755)
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.ctr import Ctr
+from tests.support.events import open_events
 from tests.support.leaks import Scope, assert_nothing_left, snapshot
 
 pytestmark = [pytest.mark.root, pytest.mark.core]
