@@ -42,13 +42,15 @@ class Installation:
         self.launcher.write_text(render_launcher(PYTHON, str(source), ["/third/party"]))
         self.launcher.chmod(0o755)
         self.extra: dict[str, str] = {}
+        self.logs: dict[str, int] = {}
 
-    def bundle(self, name: str, **annotations: str) -> Path:
+    def bundle(self, name: str, annotations: dict[str, str] | None = None) -> Path:
         path = self.root / "bundles" / name
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / "log").exists():
+        if name not in self.logs:  # kept open as containerd does, so that nothing is lost
             os.mkfifo(path / "log")
-        (path / "config.json").write_text(json.dumps({"annotations": annotations}))
+            self.logs[name] = os.open(path / "log", os.O_RDWR | os.O_NONBLOCK)
+        (path / "config.json").write_text(json.dumps({"annotations": annotations or {}}))
         return path
 
     def environment(self) -> dict[str, str]:
@@ -68,9 +70,13 @@ class Installation:
         return [str(self.launcher), *common, "-publish-binary", "/bin/c", *flags, action]
 
     def start(
-        self, name: str, *flags: str, stdin: bytes = b"", **annotations: str
+        self,
+        name: str,
+        *flags: str,
+        stdin: bytes = b"",
+        annotations: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        bundle = self.bundle(name, **annotations)
+        bundle = self.bundle(name, annotations)
         return subprocess.run(
             self.command("start", name, *flags),
             input=stdin,
@@ -105,19 +111,18 @@ class Installation:
         return values
 
     def log(self, name: str) -> str:
-        fd = os.open(self.bundle_path(name) / "log", os.O_RDWR | os.O_NONBLOCK)
         try:
-            return os.read(fd, 65536).decode()
+            return os.read(self.logs[name], 65536).decode()
         except BlockingIOError:
             return ""
-        finally:
-            os.close(fd)
 
 
 @pytest.fixture
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("i"))
     yield installation
+    for fd in installation.logs.values():
+        os.close(fd)
     process_table.kill(process_table.find_by_marker(str(installation.launcher)), 5)
     problems: list[str] = []
     sweeper.sweep_all(str(installation.state), problems.append)

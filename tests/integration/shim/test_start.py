@@ -110,15 +110,15 @@ def test_bootstrap_params_get_a_version_3_answer(shim: Installation) -> None:
 
 
 def test_members_join_the_shim_of_their_pod(shim: Installation) -> None:
-    sandbox = shim.start("pod", **{SANDBOX: "pod", KIND: "sandbox"})
+    sandbox = shim.start("pod", annotations={SANDBOX: "pod", KIND: "sandbox"})
     daemon = shim.daemon()
     assert daemon["group_id"] == "pod"
-    member = shim.start("c1", **{SANDBOX: "pod", KIND: "container"})
+    member = shim.start("c1", annotations={SANDBOX: "pod", KIND: "container"})
     assert member.stdout == sandbox.stdout
     assert (shim.bundle_path("c1") / "address").read_bytes() == sandbox.stdout
     assert len(process_table.find_by_marker(str(shim.launcher))) == 1
     end(daemon["pid"])
-    late = shim.start("c2", **{SANDBOX: "pod", KIND: "container"})
+    late = shim.start("c2", annotations={SANDBOX: "pod", KIND: "container"})
     assert late.returncode == 1
     assert b"the VM of its pod pod is gone" in late.stdout
     assert not (shim.bundle_path("c2") / "address").exists()
@@ -126,9 +126,9 @@ def test_members_join_the_shim_of_their_pod(shim: Installation) -> None:
 
 def test_first_of_a_runc_group_becomes_its_shim(shim: Installation) -> None:
     group = "io.containerd.runc.v2.group"
-    first = shim.start("c1", **{group: "g"})
+    first = shim.start("c1", annotations={group: "g"})
     assert shim.daemon()["group_id"] == "g"
-    assert shim.start("c2", **{group: "g"}).stdout == first.stdout
+    assert shim.start("c2", annotations={group: "g"}).stdout == first.stdout
 
 
 def test_sandbox_without_config_json(shim: Installation) -> None:
@@ -146,7 +146,7 @@ def test_racing_starts_of_one_pod_end_with_one_shim(shim: Installation) -> None:
     outputs: list[bytes] = []
 
     def run(name: str) -> None:
-        outputs.append(shim.start(name, **{SANDBOX: "pod"}).stdout)
+        outputs.append(shim.start(name, annotations={SANDBOX: "pod"}).stdout)
 
     threads = [threading.Thread(target=run, args=(f"c{n}",)) for n in range(4)]
     for thread in threads:
@@ -293,7 +293,7 @@ def test_start_imports_nothing_that_takes_long(shim: Installation) -> None:
     annotations = {SANDBOX: "c1", KIND: "sandbox"}
     value = runc_options_pb2.Options(systemd_cgroup=True).SerializeToString()
     stdin = b"\x0a\x1acontainerd.runc.v1.Options\x12" + bytes([len(value)]) + value
-    loaded = set(shim.start("c1", stdin=stdin, **annotations).stdout.decode().split()[1:])
+    loaded = set(shim.start("c1", stdin=stdin, annotations=annotations).stdout.decode().split()[1:])
     assert "shim.stub" in loaded
     slow = {"argparse", "asyncio", "ctypes", "dataclasses", "enum", "hashlib", "json", "logging"}
     slow |= {"pathlib", "re", "select", "signal", "site", "socket", "subprocess", "tempfile"}
