@@ -245,27 +245,25 @@ def parse_json(text: str) -> Any:
     """
     try:
         from _json import make_scanner
-    except ImportError:
-        import json
 
-        return json.loads(text)
+        stripped = text.strip(" \t\r\n")
+        value, end = make_scanner(_ScannerSettings)(stripped, 0)  # type: ignore[arg-type]
+        if end == len(stripped):
+            return value
+    except (ImportError, StopIteration, SystemError, ValueError):
+        pass  # the scanner can't say what is wrong without the package
+    import json
 
-    class Context:
-        strict = True
-        object_hook = None
-        object_pairs_hook = None
-        parse_float = float
-        parse_int = int
-        parse_constant = float
+    return json.loads(text)
 
-    text = text.strip(" \t\r\n")
-    try:
-        value, end = make_scanner(Context)(text, 0)  # type: ignore[arg-type]
-    except StopIteration as error:
-        raise ValueError(f"expected a value at offset {error.value}") from None
-    if end != len(text):
-        raise ValueError(f"unexpected text at offset {end}")
-    return value
+
+class _ScannerSettings:
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
 
 
 class Group:

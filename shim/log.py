@@ -62,23 +62,23 @@ class Log:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._file_fd = os.open(file, flags, 0o600)
 
-    def debug(self, text: str, **fields: object) -> None:
+    def debug(self, text: str, /, **fields: object) -> None:
         """Log what only a developer wants to know."""
         self.write(DEBUG, text, **fields)
 
-    def info(self, text: str, **fields: object) -> None:
+    def info(self, text: str, /, **fields: object) -> None:
         """Log a milestone."""
         self.write(INFO, text, **fields)
 
-    def warning(self, text: str, **fields: object) -> None:
+    def warning(self, text: str, /, **fields: object) -> None:
         """Log something an administrator should look at."""
         self.write(WARNING, text, **fields)
 
-    def error(self, text: str, **fields: object) -> None:
+    def error(self, text: str, /, **fields: object) -> None:
         """Log a failure."""
         self.write(ERROR, text, **fields)
 
-    def write(self, level: int, text: str, **fields: object) -> None:
+    def write(self, level: int, text: str, /, **fields: object) -> None:
         """Write one line of ``level``; fields become key=value pairs."""
         if level < self.level:
             return
@@ -109,7 +109,7 @@ def render(level: int, text: str, pairs: str) -> bytes:
     head = f'time="{stamp}" level={_NAMES[level]} msg={_quote(text)}'
     line = (head + pairs).encode("utf-8", "backslashreplace")
     if len(line) >= _LINE_MAX:
-        line = line[: _LINE_MAX - 4] + b"..."
+        line = line[: _LINE_MAX - 4].decode(errors="ignore").encode() + b"..."
     return line + b"\n"
 
 
