@@ -9,7 +9,7 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.agent import Agent
-from shim.errors import AlreadyExists, NotFound
+from shim.errors import AlreadyExists, KatapyError, NotFound
 from shim.events import (
     Publish,
     TaskDelete,
@@ -20,11 +20,12 @@ from shim.events import (
     TaskStart,
 )
 from shim.oci.guest_spec import guest_process
-from shim.process import Exit, Process
+from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.state import ProcessState
 from shim.stdio.stdio import Stdio
+from shim.ttrpc.status import TtrpcError
 
 STATS_TIMEOUT_S = 10.0
 # How long the end of init waits for the ends of its execs, which die with it.
@@ -78,6 +79,7 @@ class Container:
         self._cleanup = cleanup
         self._publish = publish
         self._execs: dict[str, tuple[Process, ExecProcess]] = {}
+        self.deleting = False
 
     def process(self, exec_id: str) -> Process:
         """Find init (empty id) or an exec.
@@ -149,9 +151,7 @@ class Container:
         if request.exec_id in self._execs:
             raise AlreadyExists(f"exec {request.exec_id} of container {self.id} exists already")
         self.init.lifecycle.require(f"exec {request.exec_id} in", ProcessState.RUNNING)
-        process = Process(
-            self.id, request.exec_id, request.stdio, self.init.pid, self._publish
-        )
+        process = Process(self.id, request.exec_id, request.stdio, self.init.pid, self._publish)
         process.lifecycle.move(ProcessState.CREATED)
         self._execs[request.exec_id] = (process, request)
         self._publish(TaskExecAdded(self.id, request.exec_id))
@@ -177,20 +177,29 @@ class Container:
             FailedPrecondition: while it runs.
         """
         init = self.init
+        init.lifecycle.require("delete", ProcessState.STOPPED, ProcessState.CREATED)
+        self.deleting = True
         if init.state is ProcessState.CREATED:
             await self._end_unstarted()
-        init.lifecycle.require("delete", ProcessState.STOPPED)
+        await self.abandon()
+        how = await init.wait()
+        self._publish(TaskDelete(self.id, init.pid, how.status, how.at_ns))
+
+    async def abandon(self) -> None:
+        """Undo everything, whatever state it is in; nothing is published."""
         await self._cleanup.unwind()
         for process, _ in self._execs.values():
             if process.state is ProcessState.CREATED:
                 process.never_started()
-        how = await init.wait()
-        self._publish(TaskDelete(self.id, init.pid, how.status, how.at_ns))
 
     async def _end_unstarted(self) -> None:
-        with trio.move_on_after(KILL_TIMEOUT_S):
-            await self._pod.agent.signal(self.id, "", SIGKILL)
-            await self.init.wait()
+        try:
+            with trio.fail_after(KILL_TIMEOUT_S):
+                await self._pod.agent.signal(self.id, "", SIGKILL)
+                await self.init.wait()
+        except (KatapyError, TtrpcError, trio.TooSlowError):
+            # The guest is gone or hangs; the container's end is what is asked for.
+            self.init.lost()
 
     async def end_execs(self) -> None:
         """Wait, for a bounded time, until the running execs have ended too."""
@@ -247,14 +256,6 @@ class Container:
             raise NotFound(f"container {self.id} has ended: it has no cgroup")
         return await self._pod.agent.stats(self.id, STATS_TIMEOUT_S)
 
-    def lost(self, status: int, at_ns: int) -> None:
-        """Note that nothing of it is alive any more."""
-        for process, _ in self._execs.values():
-            if process.state is ProcessState.CREATED:
-                process.never_started()
-        self.init.ended(Exit(status, at_ns), announce=True)
-
 
 async def _nothing() -> None:
     pass
-

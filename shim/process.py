@@ -64,6 +64,7 @@ class Process:
         self.starting = trio.Lock()
         self._publish = publish
         self._relay: Relay | None = None
+        self._stdin_closed = False
 
     @property
     def state(self) -> ProcessState:
@@ -100,11 +101,11 @@ class Process:
             task_status: started once the streams flow.
         """
         status = LOST_EXIT_STATUS
-        channel = agent.stdio(
-            self.container_id, self.guest_id, terminal=self.paths.terminal
-        )
+        channel = agent.stdio(self.container_id, self.guest_id, terminal=self.paths.terminal)
         async with Relay(stdio, channel) as relay:
             self._relay = relay
+            if self._stdin_closed:  # CloseIO came before the start
+                await relay.close_stdin()
             task_status.started()
             try:
                 status = await agent.wait(self.container_id, self.guest_id)
@@ -133,6 +134,10 @@ class Process:
         """Note that an exec could not be started: Wait returns, and no event is due."""
         self.pid = 0
         self.ended(Exit(FAILED_START_STATUS, time.time_ns()), announce=False)
+
+    def lost(self) -> None:
+        """Note that nothing is known of it any more but that it is gone."""
+        self.ended(Exit(LOST_EXIT_STATUS, time.time_ns()), announce=True)
 
     def never_started(self) -> None:
         """Note that it was deleted before it was started, so that Wait returns."""
@@ -164,6 +169,7 @@ class Process:
 
     async def close_stdin(self) -> None:
         """Let the process see end of file once what was sent has been delivered."""
+        self._stdin_closed = True
         if self._relay is not None:
             await self._relay.close_stdin()
 

@@ -10,7 +10,7 @@ their package alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -18,7 +18,7 @@ from protos.containerd import runc_options_pb2, task_types_pb2, task_v2_pb2
 from shim import translate
 from shim.errors import InvalidArgument, Unimplemented
 from shim.sandbox import Sandbox
-from shim.ttrpc.server import CallContext
+from shim.ttrpc.service import CallContext
 from shim.version import VERSION
 
 
@@ -30,7 +30,7 @@ class TaskService:
         shutdown: called when a client has asked the shim to end and nothing is left in it.
     """
 
-    def __init__(self, sandbox: Sandbox, shutdown: Callable[[], None]) -> None:
+    def __init__(self, sandbox: Sandbox, shutdown: Callable[[], Awaitable[None]]) -> None:
         self._sandbox = sandbox
         self._shutdown = shutdown
 
@@ -158,5 +158,5 @@ class TaskService:
         if not request.id and not request.now:
             raise InvalidArgument("shutdown: the container id is empty")
         if not self._sandbox.containers:
-            self._shutdown()
+            await self._shutdown()
         return Empty()

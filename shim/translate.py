@@ -11,6 +11,8 @@ accept (contract §2.8).
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -18,9 +20,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from protos.containerd import events_pb2, runc_options_pb2, task_v2_pb2, types_pb2
+from protos.containerd import events_pb2, runc_options_pb2, task_types_pb2, task_v2_pb2, types_pb2
+from protos.kata import agent_pb2
 from shim import events
 from shim.errors import InvalidArgument, KatapyError
+from shim.metrics import cgroup_v1, cgroup_v2
 from shim.process import Exit, Process
 from shim.requests import CreateContainer, ExecProcess, RootfsMount, StdioPaths
 from shim.state import ProcessState
@@ -31,12 +35,12 @@ from vmm import errors as vmm_errors
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-STATUS = {
-    ProcessState.NEW: 0,
-    ProcessState.CREATED: 1,
-    ProcessState.RUNNING: 2,
-    ProcessState.STOPPED: 3,
-    ProcessState.PAUSED: 4,
+STATUS: Mapping[ProcessState, task_types_pb2.Status] = {
+    ProcessState.NEW: task_types_pb2.UNKNOWN,
+    ProcessState.CREATED: task_types_pb2.CREATED,
+    ProcessState.RUNNING: task_types_pb2.RUNNING,
+    ProcessState.STOPPED: task_types_pb2.STOPPED,
+    ProcessState.PAUSED: task_types_pb2.PAUSED,
 }
 
 _VMM_CODES: tuple[tuple[type[vmm_errors.VmmError], int], ...] = (
@@ -240,3 +244,13 @@ def event(happened: events.Event) -> tuple[str, Message]:
             return "/tasks/paused", events_pb2.TaskPaused(container_id=happened.container_id)
         case events.TaskResumed():
             return "/tasks/resumed", events_pb2.TaskResumed(container_id=happened.container_id)
+
+
+def metrics(stats: agent_pb2.StatsContainerResponse) -> Message:
+    """Give counters the message clients look for on this host's cgroup mode.
+
+    containerd's CRI and metrics plugins drop the family that is not the host's.
+    """
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return cgroup_v2(stats)
+    return cgroup_v1(stats)

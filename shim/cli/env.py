@@ -12,13 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vmm.errors import VmmError
-
 from shim.cli import host, vm
 from shim.cli.options import add_config_argument, configuration
 from shim.config.model import SECTIONS, Config
 from shim.ledger import state_dir
 from shim.version import VERSION
+from vmm.errors import VmmError
 
 _PACKAGES = ("trio", "protobuf", "pyroute2", "grpcio")
 _ATTRIBUTES = {

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
+from shim.cli.findings import Finding, Level
 from vmm.image.errors import ImageError
 
-from shim.cli.findings import Finding, Level
-
 if TYPE_CHECKING:
-    from vmm.image.store import GuestImage, KernelKind
-
     from shim.config.model import Config
+    from vmm.image.store import GuestImage, KernelKind
 
 _BUILD = "run `katapy image build`"
 

@@ -60,10 +60,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
+    from shim.errors import KatapyError
     from vmm.errors import VmmError
     from vmm.image.errors import ImageError
-
-    from shim.errors import KatapyError
 
     return (KatapyError, VmmError, ImageError, OSError)
 

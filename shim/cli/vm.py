@@ -8,15 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from vmm.errors import InvalidConfig
-
 from shim.cli.findings import Finding, Level
 from shim.cli.guest import may_have_9p
+from vmm.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from vmm.qemu.probe import QemuFeatures
-
     from shim.config.model import Config
+    from vmm.qemu.probe import QemuFeatures
 
 VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 VSOCK_DAEMON = "vhost-device-vsock"

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim.ledger import Ledger
 
 from shim import process_table
 from shim.cli.main import main
+from shim.ledger import Ledger
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from shim.version import VERSION
 
 from shim.cli.main import main
 from shim.config.load import load_config
 from shim.config.model import SECTIONS
+from shim.version import VERSION
 
 CONFIG = """
 [hypervisor.qemu]

@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from shim.version import VERSION
 
 from shim.cli.main import VERBS, main
+from shim.version import VERSION
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmm.image.build import agent_key
-from vmm.image.store import GuestImage, image_directory, write_record
 
 from shim.cli import guest, vm
 from shim.cli.findings import Finding, Level
 from shim.config.model import Config, Katapy, Qemu
+from vmm.image.build import agent_key
+from vmm.image.store import GuestImage, image_directory, write_record
 from vmm.qemu import accel
 
 

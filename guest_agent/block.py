@@ -1,0 +1,179 @@
+"""Finding the guest's device node of a disk that the host attached.
+
+Source: sysfs layout of PCI, virtio and SCSI block devices; Kata's guest PCI paths.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim.ttrpc import status
+from shim.ttrpc.status import TtrpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .loop import Loop
+
+timeout_seconds = 3.0
+_POLL_SECONDS = 0.01
+# Devices behind a port that reports no hot-plug event appear after a rescan only.
+_RESCAN_AFTER = 0.3
+_PXB_BUS = 0x20
+
+
+def pci_address_steps(path: str) -> tuple[str, list[str]]:
+    """Split a guest PCI path into the root bus and the "device.function" of each step.
+
+    "02/01" gives ("0000:00", ["02.0", "01.0"]); a first element from 0x20 on is the
+    number of an expander's root bus.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT.
+    """
+    bus = 0
+    steps = []
+    for position, element in enumerate(path.split("/")):
+        slot, _, function = element.partition(".")
+        try:
+            number, part = int(slot, 16), int(function or "0", 16)
+        except ValueError:
+            raise TtrpcError(status.INVALID_ARGUMENT, f"bad PCI path {path!r}") from None
+        if not position and number >= _PXB_BUS:
+            bus = number
+        elif number > 0x1F or part > 7:
+            raise TtrpcError(status.INVALID_ARGUMENT, f"bad PCI path {path!r}")
+        else:
+            steps.append(f"{number:02x}.{part}")
+    return f"0000:{bus:02x}", steps
+
+
+def pci_folder(path: str) -> str:
+    """The sysfs folder of the device at a guest PCI path, "" while there is none."""
+    root, steps = pci_address_steps(path)
+    folder = f"/sys/devices/pci{root}"
+    for step in steps:
+        try:
+            matches = [name for name in os.listdir(folder) if _is_step(name, step)]
+        except FileNotFoundError:
+            return ""
+        if not matches:
+            return ""
+        folder = f"{folder}/{matches[0]}"
+    return folder
+
+
+def _is_step(name: str, step: str) -> bool:
+    """Whether "0000:01:02.0" is the device "02.0" of whatever bus."""
+    return name.count(":") == 2 and name.endswith(f":{step}")
+
+
+def _first(folder: str) -> str:
+    try:
+        return min(os.listdir(folder), default="")
+    except FileNotFoundError:
+        return ""
+
+
+def _node_of_pci(path: str) -> str:
+    folder = pci_folder(path)
+    if not folder:
+        return ""
+    for name in os.listdir(folder):
+        if name.startswith("virtio"):
+            disk = _first(f"{folder}/{name}/block")
+            if disk:
+                return f"/dev/{disk}"
+    return _nvme(folder)
+
+
+def _nvme(folder: str) -> str:
+    controller = _first(f"{folder}/nvme")
+    disks = os.listdir(f"{folder}/nvme/{controller}") if controller else []
+    return next((f"/dev/{name}" for name in disks if name.startswith("nvme")), "")
+
+
+def _node_of_scsi(address: str) -> str:
+    scsi_id, _, lun = address.partition(":")
+    for name in (
+        os.listdir("/sys/class/scsi_device") if os.path.isdir("/sys/class/scsi_device") else ()
+    ):
+        parts = name.split(":")
+        if len(parts) == 4 and (parts[2], parts[3]) == (str(int(scsi_id)), str(int(lun))):
+            disk = _first(f"/sys/class/scsi_device/{name}/device/block")
+            if disk:
+                return f"/dev/{disk}"
+    return ""
+
+
+def _rescan_scsi() -> None:
+    base = "/sys/class/scsi_host"
+    for host in os.listdir(base) if os.path.isdir(base) else ():
+        with open(f"{base}/{host}/scan", "w") as file:
+            file.write("- - -")
+
+
+def rescan_pci() -> None:
+    """Have the kernel look for devices on all PCI buses."""
+    try:
+        with open("/sys/bus/pci/rescan", "w") as file:
+            file.write("1")
+    except FileNotFoundError:
+        pass  # a machine without PCI
+
+
+async def find(loop: Loop, driver: str, source: str) -> str:
+    """Wait for a disk and return its device node.
+
+    Args:
+        driver: "blk", "mmioblk", "nvdimm" or "scsi".
+        source: a guest PCI path, a device node, or "id:lun" of a SCSI disk.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT, or NOT_FOUND when it didn't appear in time.
+    """
+    rescan: Callable[[], None] = rescan_pci
+    if source.startswith("/dev/"):
+
+        def look() -> str:
+            return source if os.path.exists(source) else ""
+    elif driver == "blk":
+        pci_address_steps(source)
+
+        def look() -> str:
+            return _node_of_pci(source)
+    elif driver == "scsi":
+        if not source.replace(":", "", 1).isdigit() or ":" not in source:
+            raise TtrpcError(status.INVALID_ARGUMENT, f"bad SCSI address {source!r}")
+        rescan = _rescan_scsi
+
+        def look() -> str:
+            return _node_of_scsi(source)
+    else:
+        raise TtrpcError(status.INVALID_ARGUMENT, f"{driver} source {source!r} is no device")
+    return await wait_for(loop, look, rescan, f"disk {source} ({driver})")
+
+
+async def wait_for(
+    loop: Loop, look: Callable[[], str], rescan: Callable[[], None], what: str
+) -> str:
+    """Call `look` until it returns something, with one rescan on the way.
+
+    Raises:
+        TtrpcError: NOT_FOUND after the hot-plug timeout.
+    """
+    waited = 0.0
+    rescanned = False
+    while True:
+        found = look()
+        if found and (not found.startswith("/dev/") or os.path.exists(found)):
+            return found
+        if waited >= timeout_seconds:
+            text = f"{what} did not appear within {timeout_seconds:g} s"
+            raise TtrpcError(status.NOT_FOUND, text)
+        if waited >= _RESCAN_AFTER and not rescanned:
+            rescanned = True
+            rescan()
+        await loop.sleep(_POLL_SECONDS)
+        waited += _POLL_SECONDS

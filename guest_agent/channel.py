@@ -1,0 +1,202 @@
+"""The ways a host reaches the agent: a virtio-serial port, vsock, a unix socket."""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from .log import log
+from .loop import Cancelled
+from .resync import Resync
+from .rpc import ConnectionLost, Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .loop import Loop, Nursery
+    from .rpc import Server
+
+PORT_NAME = "org.katapy.agent.0"
+VSOCK_PORT = 1024
+_PORTS = "/sys/class/virtio-ports"
+_READ_SIZE = 1 << 16
+# A host that sent a preface is silent until it has its echo.
+_QUIET_SECONDS = 0.2
+_PORT_SECONDS = 10.0
+_CLOSED_BY_PEER = (ConnectionResetError, BrokenPipeError, TimeoutError)
+
+
+async def write_all(loop: Loop, fd: int, session: Session | None, parts: list[bytes]) -> None:
+    """Write buffers to a watched descriptor, all of them.
+
+    Once the first byte is out the rest follows, or the peer could not find the next
+    frame: a cancellation that comes in between takes effect afterwards. So whoever
+    catches an exception knows that the frame was not sent.
+
+    Raises:
+        ConnectionLost: the peer is gone, or the session was given up meanwhile.
+    """
+    pending: list[bytes | memoryview] = [part for part in parts if part]
+    begun = cancelled = False
+    while pending:
+        if session is not None and session.lost:
+            raise ConnectionLost
+        try:
+            written = os.writev(fd, pending)
+        except BlockingIOError:
+            try:
+                await loop.wait_writable(fd)
+            except Cancelled:
+                if not begun:
+                    raise
+                cancelled = True
+            continue
+        except OSError as error:
+            raise ConnectionLost from error
+        begun = True
+        while written:
+            if written >= len(pending[0]):
+                written -= len(pending.pop(0))
+            else:
+                pending[0] = memoryview(pending[0])[written:]
+                written = 0
+    if cancelled and loop.current is not None:
+        loop.current.cancel()
+
+
+async def find_port(loop: Loop, name: str = PORT_NAME) -> str:
+    """Device path of a virtio-serial port, waiting until the driver has made it.
+
+    Raises:
+        FileNotFoundError: it didn't appear within ten seconds.
+    """
+    waited = 0.0
+    while waited < _PORT_SECONDS:
+        for port in os.listdir(_PORTS) if os.path.isdir(_PORTS) else ():
+            with open(f"{_PORTS}/{port}/name") as file:
+                if file.read().strip() == name:
+                    return f"/dev/{port}"
+        await loop.sleep(0.005)
+        waited += 0.005
+    raise FileNotFoundError(f"no virtio-serial port is named {name}")
+
+
+async def serve_port(server: Server, fd: int) -> None:
+    """Serve one connection after the other on a virtio-serial port, for ever.
+
+    Args:
+        server: the methods.
+        fd: the port, non-blocking.
+    """
+    loop = server.loop
+    loop.watch(fd)
+    resync = Resync()
+    session: Session | None = None
+
+    async def write(owner: Session | None, parts: list[bytes]) -> None:
+        await write_all(loop, fd, owner, parts)
+
+    def drop() -> None:
+        nonlocal session
+        if session is not None:
+            session.lose()
+            loop.nudge(fd)
+            session = None
+
+    async def begin(preface: bytes) -> None:
+        nonlocal session
+        drop()
+        log("debug", "host connected")
+        await write(None, [preface])
+        session = Session(server, write)
+
+    while True:
+        try:
+            data = os.read(fd, _READ_SIZE)
+        except BlockingIOError:
+            quiet = _QUIET_SECONDS if resync.suspect else None
+            woken = await loop.wait_readable(fd, quiet)
+            if not woken and resync.suspect:
+                await begin(resync.accept())
+            continue
+        if not data:  # the host end is closed; it stays so until an edge says otherwise
+            drop()
+            resync.lose()
+            await loop.wait_readable(fd)
+            continue
+        for is_preface, part in resync.feed(data):
+            if is_preface:
+                await begin(part)
+            elif session is not None:
+                session.received(part)
+
+
+async def serve_connection(server: Server, fd: int) -> None:
+    """Serve one connected stream socket until its peer closes it; closes it too."""
+    loop = server.loop
+    loop.watch(fd)
+
+    async def write(owner: Session | None, parts: list[bytes]) -> None:
+        await write_all(loop, fd, owner, parts)
+
+    session = Session(server, write)
+    try:
+        while True:
+            try:
+                data = os.read(fd, _READ_SIZE)
+            except BlockingIOError:
+                await loop.wait_readable(fd)
+                continue
+            except _CLOSED_BY_PEER:
+                break
+            if not data:
+                break
+            session.received(data)
+    finally:
+        session.lose()
+        loop.forget(fd)
+        os.close(fd)
+
+
+async def serve_listener(server: Server, nursery: Nursery, listener: _socket.socket) -> None:
+    """Accept connections for ever and serve each in a task of the nursery."""
+    loop = server.loop
+    listener.setblocking(False)
+    loop.watch(listener.fileno())
+    while True:
+        try:
+            fd, _address = listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            await loop.wait_readable(listener.fileno())
+            continue
+        except ConnectionAbortedError:
+            continue
+        os.set_blocking(fd, False)
+        nursery.spawn(serve_connection(server, fd))
+
+
+def listen_vsock() -> _socket.socket:
+    """Listen on the agent's vsock port, for any peer.
+
+    Raises:
+        OSError: the guest has no vsock device.
+    """
+    listener = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    listener.bind((_socket.VMADDR_CID_ANY, VSOCK_PORT))
+    listener.listen(16)
+    return listener
+
+
+def listen_unix(path: str) -> _socket.socket:
+    """Listen on a unix socket, replacing a file left at its path.
+
+    Raises:
+        OSError: the path can't be bound.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    listener.listen(16)
+    return listener

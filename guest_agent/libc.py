@@ -1,0 +1,118 @@
+"""System calls the os module doesn't have: mount and its kin.
+
+`_ctypes` is used directly: the ctypes package around it costs several times as
+much to import, for conveniences not needed here.
+
+Source: mount(2), umount(2), reboot(2), swapon(2), prctl(2), settimeofday(2).
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_REMOUNT = 32
+MS_MANDLOCK = 64
+MS_DIRSYNC = 128
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_BIND = 4096
+MS_REC = 16384
+MS_SILENT = 32768
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+_FUNCFLAG_CDECL = 1
+_FUNCFLAG_USE_ERRNO = 8
+_PR_SET_CHILD_SUBREAPER = 36
+_RB_POWER_OFF = 0x4321FEDC
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[misc, name-defined]
+    _type_ = "i"
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[misc, name-defined]
+    _type_ = "l"
+
+
+class _Function(_ctypes.CFuncPtr):  # type: ignore[misc, name-defined]
+    _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+_handle: int = _ctypes.dlopen(None, 2)  # type: ignore[attr-defined]
+_functions: dict[str, Any] = {}
+
+
+def _call(name: str, *args: object, path: str | None = None) -> int:
+    function = _functions.get(name)
+    if function is None:
+        function = _functions[name] = _Function(_ctypes.dlsym(_handle, name))  # type: ignore[attr-defined]
+    result: int = function(*args)
+    if result < 0:
+        code: int = _ctypes.get_errno()  # type: ignore[attr-defined]
+        raise OSError(code, f"{name}: {os.strerror(code)}", path)
+    return result
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """Mount; see mount(2).
+
+    Raises:
+        OSError: with the target as its file name.
+    """
+    _call(
+        "mount",
+        os.fsencode(source),
+        os.fsencode(target),
+        os.fsencode(fstype) or None,
+        _Long(flags),
+        os.fsencode(data) or None,
+        path=target,
+    )
+
+
+def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    """Unmount, lazily and without following a symbolic link unless told otherwise.
+
+    Raises:
+        OSError: EINVAL when nothing is mounted there.
+    """
+    _call("umount2", os.fsencode(target), flags, path=target)
+
+
+def power_off() -> None:
+    """Switch the machine off; only returns by raising OSError."""
+    _call("reboot", _RB_POWER_OFF)
+
+
+def swapon(path: str) -> None:
+    """Use a block device as swap space.
+
+    Raises:
+        OSError: it can't be used.
+    """
+    _call("swapon", os.fsencode(path), 0, path=path)
+
+
+def become_subreaper() -> None:
+    """Adopt the orphans among this process's descendants."""
+    _call("prctl", _PR_SET_CHILD_SUBREAPER, _Long(1), _Long(0), _Long(0), _Long(0))
