@@ -107,27 +107,34 @@ MODULES = modules()
 def imports(name: str) -> tuple[Import, ...]:
     """Return everything a module imports."""
     tree = ast.parse(MODULES[name].read_text())
-    return tuple(_walk(tree, at_start=True, typing_only=False))
+    is_package = MODULES[name].name == "__init__.py"
+    package = name if is_package else name.rpartition(".")[0]
+    return tuple(_walk(tree, package, at_start=True, typing_only=False))
 
 
-def _walk(node: ast.AST, *, at_start: bool, typing_only: bool) -> Iterator[Import]:
+def _walk(node: ast.AST, package: str, *, at_start: bool, typing_only: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             for alias in child.names:
                 yield Import(alias.name, at_start, typing_only)
         elif isinstance(child, ast.ImportFrom):
             module = child.module or ""
+            if child.level:  # relative: one dot is the package itself
+                parents = package.split(".")[: len(package.split(".")) - child.level + 1]
+                module = ".".join([*parents, *([module] if module else [])])
             for alias in child.names:
                 full = f"{module}.{alias.name}"
                 yield Import(full if full in MODULES else module, at_start, typing_only)
         elif isinstance(child, ast.If) and _is_type_checking(child.test):
             for inner in child.body:
-                yield from _walk(_wrap(inner), at_start=False, typing_only=True)
+                yield from _walk(_wrap(inner), package, at_start=False, typing_only=True)
             for inner in child.orelse:
-                yield from _walk(_wrap(inner), at_start=at_start, typing_only=typing_only)
+                yield from _walk(_wrap(inner), package, at_start=at_start, typing_only=typing_only)
         else:
             deferred = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            yield from _walk(child, at_start=at_start and not deferred, typing_only=typing_only)
+            yield from _walk(
+                child, package, at_start=at_start and not deferred, typing_only=typing_only
+            )
 
 
 def _wrap(statement: ast.stmt) -> ast.Module:
@@ -252,7 +259,7 @@ def test_packages_stay_empty(name: str) -> None:
     assert MODULES[name].read_text() == ""
 
 
-def test_the_walk_sees_deferred_and_typing_imports() -> None:
+def test_the_walk_sees_deferred_typing_and_relative_imports() -> None:
     source = (
         "import os\n"
         "if TYPE_CHECKING:\n    import typing\nelse:\n    import json\n"
@@ -260,6 +267,9 @@ def test_the_walk_sees_deferred_and_typing_imports() -> None:
         "class C:\n    import enum\n"
         "try:\n    from logging import handlers\nexcept ImportError:\n    pass\n"
     )
-    found = {i.name: i for i in _walk(ast.parse(source), at_start=True, typing_only=False)}
-    assert {n for n, i in found.items() if i.at_start} == {"os", "json", "enum", "logging"}
+    source += "from . import x\nfrom ..b import y\n"
+    tree = ast.parse(source)
+    found = {i.name: i for i in _walk(tree, "p.a", at_start=True, typing_only=False)}
+    at_start = {n for n, i in found.items() if i.at_start}
+    assert at_start == {"os", "json", "enum", "logging", "p.a", "p.b"}
     assert {n for n, i in found.items() if i.typing_only} == {"typing"}
