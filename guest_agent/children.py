@@ -8,7 +8,7 @@ children are kept, so that none is missed.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 
 from .loop import Event
@@ -138,7 +138,7 @@ class Children:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, target))
         pid = os.posix_spawn(
             argv[0],
-            argv,
+            list(argv),
             os.environ if env is None else env,
             file_actions=actions,
             setsigdef=_DEFAULT_SIGNALS,

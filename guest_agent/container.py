@@ -121,6 +121,15 @@ class Container:
         self.started = False
         self.storages: list[str] = []
 
+    @property
+    def rootfs(self) -> str:
+        """Path of its root file system."""
+        return str((self._spec.get("root") or {}).get("path", ""))
+
+    def annotation(self, key: str) -> str:
+        """An annotation of its spec, "" without it."""
+        return str((self._spec.get("annotations") or {}).get(key, ""))
+
     async def create(self, config: bytes) -> None:
         """Build the bundle and have crun create the container, init blocked before exec.
 

@@ -17,7 +17,7 @@ from .storage import DRIVERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from protos.lite import Message
@@ -200,7 +200,7 @@ def _agent_figures() -> dict[str, float]:
     }
 
 
-def _add_metric(lines: list[str], name: str, samples: list[tuple[str, float]]) -> None:
+def _add_metric(lines: list[str], name: str, samples: Iterable[tuple[str, float]]) -> None:
     lines.append(f"# TYPE {name} gauge")
     lines += [f"{name}{labels} {value}" for labels, value in samples]
 

@@ -28,7 +28,7 @@ class _Settings:
         raise ValueError(f"{name} is not JSON")
 
 
-_scan = make_scanner(_Settings)
+_scan = make_scanner(_Settings)  # type: ignore[arg-type]
 _SPACE = " \t\n\r"
 
 

@@ -58,17 +58,17 @@ class _Function(_ctypes.CFuncPtr):  # type: ignore[misc, name-defined]
     _restype_ = _Int
 
 
-_handle: int = _ctypes.dlopen(None, 2)  # type: ignore[attr-defined]
+_handle: int = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
 _functions: dict[str, Any] = {}
 
 
 def _call(name: str, *args: object, path: str | None = None) -> int:
     function = _functions.get(name)
     if function is None:
-        function = _functions[name] = _Function(_ctypes.dlsym(_handle, name))  # type: ignore[attr-defined]
+        function = _functions[name] = _Function(_ctypes.dlsym(_handle, name))
     result: int = function(*args)
     if result < 0:
-        code: int = _ctypes.get_errno()  # type: ignore[attr-defined]
+        code: int = _ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}", path)
     return result
 

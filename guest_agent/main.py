@@ -13,15 +13,26 @@ from __future__ import annotations
 import os
 from time import clock_gettime_ns
 
+from protos.tables import kata_agent, kata_health, katapy_extension
+
 from . import block, boot
-from .channel import find_port, listen_vsock, serve_listener, serve_port
+from .channel import find_port, listen_unix, listen_vsock, serve_listener, serve_port
+from .children import Children
+from .container import BASE, Runtime
+from .crun import Crun
+from .guest import Guest
 from .log import log, set_level
-from .loop import Loop, Nursery
+from .loop import Event, Loop, Nursery
+from .rpc import Server
+from .sandbox import Sandbox
+from .service import Containers
+from .storage import Storages, mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+PIPE_SIZE = 1 << 20  # bytes in each stdio pipe; large ones are what makes bulk output fast
 _MONOTONIC = 1
 
 
@@ -38,7 +49,8 @@ def main(argv: Sequence[str] = ()) -> int:
         boot.prepare()
         _apply(settings)
         stamps["prepared"] = _now()
-        Loop().run(_guest(settings, stamps))
+        loop = Loop()
+        loop.run(_guest(loop, settings, stamps))
     except BaseException as error:
         log("critical", "agent failed", error=repr(error), trace=_trace(error))
     boot.end()
@@ -60,11 +72,10 @@ def _apply(settings: Mapping[str, str]) -> None:
     block.timeout_seconds = float(settings.get("agent.hotplug_timeout", block.timeout_seconds))
 
 
-async def _guest(settings: Mapping[str, str], stamps: dict[str, int]) -> None:
-    loop = boot.current_loop()
+async def _guest(loop: Loop, settings: Mapping[str, str], stamps: dict[str, int]) -> None:
     channel = settings.get("katapy.channel", "serial")
     async with Nursery(loop) as nursery:
-        server, finished = _build(loop, nursery, settings, stamps, ["--cgroup-manager=cgroupfs"])
+        server, finished = _build(loop, nursery, settings, stamps, owns_machine=True)
         if channel == "vsock":
             nursery.spawn(serve_listener(server, nursery, listen_vsock()))
         else:
@@ -74,3 +85,59 @@ async def _guest(settings: Mapping[str, str], stamps: dict[str, int]) -> None:
         log("info", "agent serves", channel=channel, uptime_us=stamps["serving"])
         await finished.wait()
         nursery.cancel()
+
+
+def _build(
+    loop: Loop,
+    nursery: Nursery,
+    settings: Mapping[str, str],
+    stamps: dict[str, int],
+    *,
+    owns_machine: bool,
+) -> tuple[Server, Event]:
+    """Make the agent's objects; the event is set when it is to end."""
+    manager = "cgroupfs" if owns_machine else "disabled"
+    os.makedirs(f"{BASE}/sandbox", mode=0o700, exist_ok=True)
+    children = Children(loop)
+    nursery.spawn(children.reap_forever())
+    crun = Crun(children, f"{BASE}/sandbox", [f"--cgroup-manager={manager}"])
+    pipe_size = int(settings.get("agent.container_pipe_size", PIPE_SIZE)) or PIPE_SIZE
+    runtime = Runtime(loop, nursery, children, crun, pipe_size)
+    storages = Storages(loop)
+    containers = Containers(runtime, storages)
+    finished = Event(loop)
+    sandbox = Sandbox(children, containers, storages, finished, owns_machine)
+    guest = Guest(loop, stamps, is_init=owns_machine)
+    server = Server(loop, nursery)
+    server.add(
+        {"grpc.AgentService": kata_agent.SERVICES["grpc.AgentService"]},
+        {**containers.handlers, **sandbox.handlers, **guest.handlers},
+        Containers.WAITS,
+    )
+    server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)
+    server.add(katapy_extension.SERVICES, {**guest.extension, "Stdio": containers.stdio})
+    return server, finished
+
+
+def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
+    """Serve on a unix socket, in a mount namespace where DIR can stand for the guest's paths."""
+    arguments = dict(zip(argv[::2], argv[1::2], strict=False))
+    listen, root = arguments.get("--listen", ""), arguments.get("--root", "")
+    if set(arguments) != {"--listen", "--root"} or not listen.startswith("unix://"):
+        os.write(2, b"usage: python -m guest_agent --listen unix:///PATH --root DIR\n")
+        return 2
+    os.makedirs(root, exist_ok=True)
+    os.makedirs(BASE, exist_ok=True)
+    mount(root, BASE, "bind", [])
+    loop = Loop()
+
+    async def serve() -> None:
+        async with Nursery(loop) as nursery:
+            server, finished = _build(loop, nursery, {}, stamps, owns_machine=False)
+            listener = listen_unix(listen.removeprefix("unix://"))
+            nursery.spawn(serve_listener(server, nursery, listener))
+            await finished.wait()
+            nursery.cancel()
+
+    loop.run(serve())
+    return 0

@@ -9,7 +9,7 @@ Source: ttrpc PROTOCOL.md.
 
 from __future__ import annotations
 
-from _collections import deque
+from _collections import deque  # type: ignore[import-not-found]
 
 from protos import lite
 from protos.tables import ttrpc as tables
@@ -134,7 +134,8 @@ class Stream:
             if self._half_closed:
                 return None
             await self._arrived.wait()
-        return self._queue.popleft()
+        message: lite.Message = self._queue.popleft()
+        return message
 
     async def send(self, values: Mapping[str, Any]) -> None:
         """Send one message.

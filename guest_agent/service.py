@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _collections import deque
+from _collections import deque  # type: ignore[import-not-found]
 
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError

@@ -43,7 +43,7 @@ def prepare_runtime(folder: Path, site_packages: Path) -> Runtime:
     compile_tree(Path(sys.executable), *(REPOSITORY / name for name in SHIM_PACKAGES))
     write_launcher(binaries / SHIM, REPOSITORY, site_packages)
     config = folder / "config.toml"
-    config.write_text(f'[katapy]\nimage_dir = "{image_dir()}"\nstate_dir = "{state}"\n')
+    config.write_text(f'[katapy]\ncache_dir = "{image_dir()}"\n')
     env = {"KATAPY_CONF_FILE": str(config), "KATAPY_STATE_DIR": str(state)}
     return Runtime(NAME, binaries, config, state, env)
 

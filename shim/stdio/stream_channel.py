@@ -5,8 +5,9 @@ Source: protos/katapy/extension.proto.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
@@ -15,16 +16,31 @@ from shim.stdio.channel import WINDOW, GuestLost, StdinGone
 from shim.stdio.frames import STDERR, STDIN, STDOUT
 from shim.ttrpc.status import TtrpcError
 
-if TYPE_CHECKING:
-    from shim.ttrpc.client import Client
-    from shim.ttrpc.stream import ClientStream
-
 STDIN_CHUNK = 256 << 10
 """Bytes of stdin in one frame, at most."""
 
 _SERVICE = "katapy.agent.v1.Extension"
-_DETACH_TIMEOUT = 1.0
 _BROKEN = (TtrpcError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class MessageStream(Protocol):
+    """The client's side of a bidirectional ttrpc stream."""
+
+    async def send(self, data: bytes, /) -> None:
+        """Send one message."""
+
+    async def receive(self) -> bytes | None:
+        """Return the next message; None at the end."""
+
+    def close_send(self) -> None:
+        """Say that no more messages follow."""
+
+
+class StreamClient(Protocol):
+    """What is needed of a ttrpc client."""
+
+    def stream(self, service: str, method: str, /) -> MessageStream:
+        """Open a stream."""
 
 
 class StreamChannel:
@@ -36,10 +52,10 @@ class StreamChannel:
         exec_id: its exec id; empty or equal to ``container_id`` for the init.
     """
 
-    def __init__(self, client: Client, container_id: str, exec_id: str = "") -> None:
+    def __init__(self, client: StreamClient, container_id: str, exec_id: str = "") -> None:
         self._client = client
         self._ids = (container_id, exec_id)
-        self._stream: ClientStream | None = None
+        self._stream: MessageStream | None = None
         self._inbox: dict[int, trio.MemoryReceiveChannel[memoryview]] = {}
         self._outbox: dict[int, trio.MemorySendChannel[memoryview]] = {}
         for channel in (STDOUT, STDERR):
@@ -73,7 +89,7 @@ class StreamChannel:
             self._stdin_changed.set()
             for outbox in self._outbox.values():
                 outbox.close()
-            await self._detach(stream)
+            self._detach(stream)
 
     async def read(self, channel: int) -> bytes | memoryview:
         """See :class:`~shim.stdio.channel.GuestChannel`."""
@@ -147,12 +163,9 @@ class StreamChannel:
             if not self._ended or self._failure is not None:
                 raise _lost(error) from error
 
-    async def _detach(self, stream: MessageStream) -> None:
-        with trio.move_on_after(_DETACH_TIMEOUT, shield=True):
-            try:
-                stream.close_send()
-            except _BROKEN:
-                return  # gone already
+    def _detach(self, stream: MessageStream) -> None:
+        with contextlib.suppress(*_BROKEN):  # it may be gone already
+            stream.close_send()
 
 
 def _lost(error: Exception) -> GuestLost:

@@ -10,13 +10,13 @@ import trio
 
 from shim.ttrpc import status
 from shim.ttrpc.connection import ConnectionClosed, ServerConnection
-from shim.ttrpc.framing import Buffer
 from shim.ttrpc.transport import Transport
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from shim.ttrpc.client import Client
+    from shim.ttrpc.framing import Buffer
     from shim.ttrpc.service import Method
 
 STREAM_BUFFER = 4 << 20  # bytes a stream may receive ahead of its reader

@@ -13,11 +13,14 @@ import socket
 import time
 from collections import deque
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import trio
 
 from shim.ttrpc.connection import ClientConnection, ConnectionClosed, ServerConnection
-from shim.ttrpc.framing import Buffer
+
+if TYPE_CHECKING:
+    from shim.ttrpc.framing import Buffer
 
 HIGH_WATER = 256 << 10  # unsent bytes above which senders wait
 _READ_SIZE = 256 << 10
