@@ -21,6 +21,7 @@ CGROUP_PARENT = "/katapy"
 """Cgroup in the guest under which each container has its own."""
 VM_NETWORK = "/proc/1/ns/net"
 """The VM's network namespace, as a process in the guest sees it."""
+OCI_VERSION = "1.0.2"
 NOFILE_MAX = 1 << 20
 """The guest kernel's fs.nr_open; a higher hard limit on descriptors is EPERM."""
 
@@ -95,7 +96,8 @@ def guest_spec(
         }
 
     result: dict[str, Any] = {
-        "ociVersion": spec.get("ociVersion", "1.0.2"),
+        # Debian 12's crun refuses any newer one, and acts on members, not on the version.
+        "ociVersion": OCI_VERSION,
         "root": {**spec.get("root", {}), "path": rootfs_path},
         "mounts": guest_mounts(spec, mount_sources, shm=shm_path),
         "linux": guest_linux,

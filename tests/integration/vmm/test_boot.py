@@ -172,7 +172,7 @@ async def test_a_file_that_is_no_kernel(spec: VmSpec, tmp_path: Path) -> None:
 async def test_a_guest_that_does_not_answer(spec: VmSpec) -> None:
     async with QemuHypervisor(replace(spec, cmdline="")) as vm:
         await vm.boot()
-        with pytest.raises(GuestTimeout, match="did not answer within 0.3 s; the console says"):
+        with pytest.raises(GuestTimeout, match=r"did not answer within 0\.3 s; the console says"):
             await vm.dial_agent(0.3)
         assert vm.state is VmState.RUNNING
 
