@@ -175,7 +175,7 @@ class Client:
                     elif type(event) is DataReceived:
                         await self._data(event.stream_id, event.payload)
                     elif type(event) is RemoteClosed:
-                        self._inboxes.pop(event.stream_id).close()
+                        self._end_of_stream(event.stream_id, None)
                     await self.transport.yield_if_due()
                 self.transport.flush()
         finally:
@@ -211,12 +211,19 @@ class Client:
         if task is not None:
             trio.lowlevel.reschedule(task, outcome.Value(response))
             return
-        inbox = self._inboxes.pop(stream_id)
         if response.code:
-            inbox.close(status.TtrpcError(response.code, response.message))
-        else:
-            inbox.put(response.payload)
-            inbox.close()
+            error = status.TtrpcError(response.code, response.message)
+            self._end_of_stream(stream_id, error)
+            return
+        inbox = self._inboxes.get(stream_id)
+        fits = inbox is None or inbox.put(response.payload)
+        self._end_of_stream(stream_id, None if fits else overflow())
+
+    def _end_of_stream(self, stream_id: int, error: status.TtrpcError | None) -> None:
+        # None if it was given up while the events before were handled.
+        inbox = self._inboxes.pop(stream_id, None)
+        if inbox is not None:
+            inbox.close(error)
 
     async def _data(self, stream_id: int, payload: bytes) -> None:
         inbox = self._inboxes.get(stream_id)
@@ -225,5 +232,5 @@ class Client:
         if inbox.put(payload):
             await inbox.let_reader_catch_up()
         else:
-            inbox.close(overflow())
+            self._end_of_stream(stream_id, overflow())
             self.forget(stream_id)

@@ -215,6 +215,10 @@ class ServerConnection(_Connection):
         if self._open.pop(stream_id, None) is not None:
             self._send(stream_id, DATA, _CLOSE, b"")
 
+    def abandon_all(self) -> None:
+        """Drop every answer from now on: the client is gone."""
+        self._open.clear()
+
     def _refuse(self, stream_id: int, code: int, message: str) -> None:
         # The text may quote what the peer sent: keep the frame far below the limit.
         self._send(stream_id, RESPONSE, 0, encode_response(code, message[: MESSAGE_MAX >> 4], b""))

@@ -1,20 +1,13 @@
-"""The ttrpc server under trio: one reader a connection, a task only for calls that wait.
-
-``def`` handlers run inside the reader; ``async def`` ones in tasks of the server, so
-that a lost connection leaves nothing half done, except those that only wait, which end
-with it.
-"""
+"""The ttrpc server under trio."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import logging
 import math
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import trio
 
@@ -27,33 +20,31 @@ from shim.ttrpc.connection import (
     ServerConnection,
     StreamAborted,
 )
+from shim.ttrpc.framing import FLAG_REMOTE_CLOSED, FLAG_REMOTE_OPEN
 from shim.ttrpc.service import CallContext, Method, Service
-from shim.ttrpc.status import TtrpcError
-from shim.ttrpc.stream import Inbox, ServerStream, overflow
-from shim.ttrpc.transport import Transport
+from shim.ttrpc.stream import STREAM_BUFFER, Inbox, ServerStream, overflow
+from shim.ttrpc.transport import HIGH_WATER, Transport
 
-_UCRED = struct.Struct("3i")
-_ACCEPT_PAUSE_S = 0.1
-# The process or the system is out of descriptors or memory: they come back.
-_ACCEPT_RETRY = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-_LOOK_S = 0.02
+ErrorMap = Callable[[Exception], status.TtrpcError]
+
+_log = logging.getLogger(__name__)
+_UCRED = struct.Struct("iII")
 
 
-def unknown_error(error: Exception) -> TtrpcError:
-    """Give any exception the status that Go's server gives it."""
-    if isinstance(error, TtrpcError):
-        return error
-    return TtrpcError(status.UNKNOWN, f"{type(error).__name__}: {error}")
+def unknown_error(error: Exception) -> status.TtrpcError:
+    """Map any exception of a handler to UNKNOWN with its text."""
+    return status.TtrpcError(status.UNKNOWN, str(error) or type(error).__name__)
 
 
 class Server:
-    """Serves method tables on a listening socket.
+    """Serves a set of services on any number of listeners and connections.
 
     Args:
-        services: the tables.
-        check_peer: take connections of this process's own user and group only
-            (SO_PEERCRED), as containerd's shims do.
-        map_error: gives a handler's exception its status.
+        services: what to serve.
+        check_peer: close connections of a peer with another effective uid or gid; for unix
+            sockets only.
+        map_error: turns exceptions of handlers, other than TtrpcError, into one.
+        stream_buffer: bytes a stream may receive ahead of its handler.
     """
 
     def __init__(
@@ -61,244 +52,314 @@ class Server:
         services: Iterable[Service],
         *,
         check_peer: bool = True,
-        map_error: Callable[[Exception], TtrpcError] = unknown_error,
+        map_error: ErrorMap = unknown_error,
+        stream_buffer: int = STREAM_BUFFER,
     ) -> None:
-        self._services = {service.name: service.methods for service in services}
+        self.services = {service.name: service for service in services}
+        self.stream_buffer = stream_buffer
+        self.draining = False
         self._check_peer = check_peer
         self._map_error = map_error
+        self._listening: set[trio.CancelScope] = set()
         self._connections: set[_Connection] = set()
-        self._accepting = trio.CancelScope()
+        self._connection_ended = trio.lowlevel.ParkingLot()
 
     async def serve(
         self,
-        listener: trio.socket.SocketType,
+        listener: socket.socket | trio.socket.SocketType | trio.SocketListener,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve connections until cancelled, or until drained.
+        """Accept and serve connections until ``drain`` or cancellation.
 
         Args:
-            listener: a listening stream socket; closed at the end.
-            task_status: started once connections are taken.
+            listener: a bound, listening stream socket; closed at the end.
+            task_status: started when connections are accepted.
+
+        Raises:
+            ValueError: peers are to be checked on a socket that is not a unix socket.
         """
-        with listener:
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                with self._accepting:
-                    while True:
-                        accepted = await _accept(listener)
-                        if accepted is not None and self._welcome(accepted):
-                            nursery.start_soon(self._serve_connection, accepted, nursery)
+        if isinstance(listener, socket.socket):
+            listener = trio.socket.from_stdlib_socket(listener)
+        if not isinstance(listener, trio.SocketListener):
+            listener = trio.SocketListener(listener)
+        if self._check_peer and listener.socket.family != socket.AF_UNIX:
+            raise ValueError("check_peer needs a unix socket")
+        async with listener, trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                self._listening.add(scope)
+                if self.draining:
+                    scope.cancel()
+                try:
+                    await trio.serve_listeners(
+                        self.serve_connection,
+                        [listener],
+                        handler_nursery=nursery,
+                        task_status=task_status,  # type: ignore[arg-type]
+                    )
+                finally:
+                    self._listening.discard(scope)
+            await listener.aclose()
 
-    async def drain(self, timeout: float) -> None:
-        """Take no more connections, let running calls end, close what is idle then.
-
-        Args:
-            timeout: seconds running calls may take; what still runs then is cut off.
-        """
-        self._accepting.cancel()
-        deadline = trio.current_time() + timeout
-        # Idleness is a matter of several counters; the end of a shim may look at them.
-        while self._busy() and trio.current_time() < deadline:
-            await trio.sleep(_LOOK_S)
-        for connection in list(self._connections):
-            connection.transport.close()
-
-    async def serve_stream(self, stream: trio.SocketStream) -> None:
-        """Serve one connected stream until it ends."""
-        async with trio.open_nursery() as nursery:
-            connection = _Connection(self._services, self._map_error, stream, nursery)
-            self._connections.add(connection)
-            try:
-                await connection.run()
-            finally:
-                self._connections.discard(connection)
-
-    async def _serve_connection(
-        self, accepted: trio.socket.SocketType, nursery: trio.Nursery
-    ) -> None:
-        connection = _Connection(
-            self._services, self._map_error, trio.SocketStream(accepted), nursery
-        )
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Serve one connected stream socket until it ends and its handlers are done."""
+        if self._check_peer and not _is_same_user(stream.socket):
+            _log.warning("refused a connection of another user")
+            await stream.aclose()
+            return
+        connection = _Connection(self, stream)
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self._connection_ended.unpark_all()
 
-    def _busy(self) -> bool:
-        return any(connection.busy for connection in self._connections)
+    async def drain(self, timeout: float) -> bool:
+        """Stop gracefully: no new connections and calls, each connection closed when idle.
 
-    def _welcome(self, accepted: trio.socket.SocketType) -> bool:
-        if not self._check_peer or accepted.family != socket.AF_UNIX:
-            return True
-        found = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, uid, gid = _UCRED.unpack(found)
-        if (uid, gid) == (os.geteuid(), os.getegid()):
-            return True
-        accepted.close()
-        return False
+        Args:
+            timeout: seconds after which the remaining handlers are cancelled.
 
+        Returns:
+            Whether everything ended in time.
+        """
+        self.draining = True
+        for scope in self._listening:
+            scope.cancel()
+        for connection in self._connections:
+            connection.drain()
+        with trio.move_on_after(timeout) as scope:
+            await self._all_ended()
+        if scope.cancelled_caught:
+            for connection in self._connections:
+                connection.cancel_scope.cancel()
+            await self._all_ended()
+        return not scope.cancelled_caught
 
-async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType | None:
-    try:
-        accepted, _ = await listener.accept()
-    except ConnectionError:
-        return None  # the peer left before we came
-    except OSError as error:
-        if error.errno not in _ACCEPT_RETRY:
-            raise
-        await trio.sleep(_ACCEPT_PAUSE_S)
-        return None
-    return accepted
+    async def _all_ended(self) -> None:
+        while self._connections:
+            await self._connection_ended.park()
+
+    def error_of(self, error: Exception, call: CallContext) -> status.TtrpcError:
+        """Give the status for an exception of a handler."""
+        if isinstance(error, status.TtrpcError):
+            return error
+        try:
+            mapped = self._map_error(error)
+        except Exception:
+            _log.exception("mapping an error of %s/%s failed", call.service, call.method)
+            return unknown_error(error)
+        if mapped.code == status.UNKNOWN:
+            _log.error("%s/%s failed", call.service, call.method, exc_info=error)
+        return mapped
 
 
 class _Connection:
-    """One client: its protocol, its socket and its calls."""
+    """One connection: its reader dispatches calls, inline or as tasks of its nursery."""
 
-    def __init__(
-        self,
-        services: dict[str, dict[str, Method]],
-        map_error: Callable[[Exception], TtrpcError],
-        stream: trio.SocketStream,
-        lasting: trio.Nursery,
-    ) -> None:
-        self._services = services
-        self._map_error = map_error
+    def __init__(self, server: Server, stream: trio.SocketStream) -> None:
+        self.cancel_scope = trio.CancelScope()
+        self._server = server
         self._protocol = ServerConnection()
-        self.transport = Transport(stream, self._protocol)
-        self._lasting = lasting
-        self._waiting: trio.Nursery
+        self._transport = Transport(stream, self._protocol)
         self._inboxes: dict[int, Inbox] = {}
-        self._scopes: dict[int, trio.CancelScope] = {}
-        self._patient: set[int] = set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a call other than a patient one is without its answer."""
-        return self._protocol.active > len(self._patient) or self.transport.unsent > 0
+        self._cancelled_at_end: set[trio.CancelScope] = set()
+        self._answered = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery
 
     async def run(self) -> None:
-        """Serve until the client is gone."""
+        """Serve until the peer leaves and every handler is done."""
+        with self.cancel_scope:
+            try:
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._transport.write_loop)
+                    if self._server.draining:
+                        self.drain()
+                    await self._read()
+                    self._end()
+            finally:
+                self._end()
+
+    def drain(self) -> None:
+        """Close once no call is active and everything is written."""
+        if not self._transport.closed:
+            self._nursery.start_soon(self._close_when_idle)
+
+    async def _close_when_idle(self) -> None:
+        while self._protocol.active:
+            await self._answered.park()
         try:
-            async with trio.open_nursery() as nursery:
-                self._waiting = nursery
-                nursery.start_soon(self.transport.write_loop)
-                await self._read()
-                nursery.cancel_scope.cancel()
-        finally:
-            self.transport.close()
-            for inbox in self._inboxes.values():
-                inbox.close(ConnectionClosed())
+            await self._transport.wait_for_room(0)
+        except ConnectionClosed:
+            return
+        self._end()
+
+    def _end(self) -> None:
+        self._transport.close()
+        for scope in self._cancelled_at_end:
+            scope.cancel()
+        for inbox in self._inboxes.values():
+            inbox.close(ConnectionClosed())
+        self._protocol.abandon_all()
+        self._answered.unpark_all()
 
     async def _read(self) -> None:
-        while data := await self.transport.read():
+        transport = self._transport
+        while data := await transport.read():
             for event in self._protocol.feed(data):
                 if type(event) is CallReceived:
-                    self._call(event)
+                    self._begin(event)
                 elif type(event) is DataReceived:
                     await self._data(event.stream_id, event.payload)
                 elif type(event) is RemoteClosed:
                     self._close_inbox(event.stream_id, None)
                 elif type(event) is StreamAborted:
-                    self._close_inbox(event.stream_id, TtrpcError(event.code, event.message))
-                    if scope := self._scopes.get(event.stream_id):
-                        scope.cancel()
-                await self.transport.yield_if_due()
-            self.transport.flush()
-            if self.transport.congested:
-                await self._room()
+                    error = status.TtrpcError(event.code, event.message)
+                    self._close_inbox(event.stream_id, error)
+                    self._answered.unpark_all()
+                if self._protocol.output_size > HIGH_WATER:
+                    transport.flush()
+                if transport.congested:
+                    try:  # a peer that takes no answers gets no more calls served
+                        await transport.wait_for_room()
+                    except ConnectionClosed:
+                        return
+                await transport.yield_if_due()
+            transport.flush()
 
-    async def _room(self) -> None:
-        with contextlib.suppress(ConnectionClosed):  # the next read sees the end
-            await self.transport.wait_for_room()
-
-    def _call(self, event: CallReceived) -> None:
-        request = event.request
-        methods = self._services.get(request.service)
-        if methods is None:
-            self._protocol.fail(event.stream_id, status.UNIMPLEMENTED, f"service {request.service}")
-            return
-        method = methods.get(request.method)
-        if method is None:
-            self._protocol.fail(event.stream_id, status.UNIMPLEMENTED, f"method {request.method}")
-            return
-        if request.timeout_ns < 0:
-            self._protocol.fail(
-                event.stream_id, status.DEADLINE_EXCEEDED, "the deadline was over on arrival"
-            )
-            return
-        deadline = math.inf
-        if request.timeout_ns:
-            deadline = trio.current_time() + request.timeout_ns / 1e9
-        context = CallContext(request.service, request.method, tuple(request.metadata), deadline)
-        if method.inline:
-            self._run_inline(event.stream_id, method, request.payload, context)
-            return
-        arguments: tuple[Any, ...]
-        if method.streaming:
-            inbox = self._inboxes[event.stream_id] = Inbox()
-            stream = ServerStream(event.stream_id, method, inbox, self._protocol, self.transport)
-            arguments = (stream, context)
-        else:
-            arguments = (context,)
-        nursery = self._lasting
-        if method.cancel_on_disconnect:
-            nursery = self._waiting
-            self._patient.add(event.stream_id)
-        nursery.start_soon(self._run_task, event.stream_id, method, request.payload, arguments)
-
-    def _run_inline(
-        self, stream_id: int, method: Method, payload: bytes, context: CallContext
-    ) -> None:
-        try:
-            response = method.handler(method.parse(payload), context)
-            self._protocol.respond(stream_id, method.encode(response))
-        except Exception as error:
-            self._fail(stream_id, error)
-
-    async def _run_task(
-        self, stream_id: int, method: Method, payload: bytes, arguments: tuple[Any, ...]
-    ) -> None:
-        deadline = arguments[-1].deadline
-        try:
-            with trio.CancelScope(deadline=deadline) as scope:
-                if method.streaming:
-                    self._scopes[stream_id] = scope
-                first = () if method.client_streaming else (method.parse(payload),)
-                response = await method.handler(*first, *arguments)
-                if method.server_streaming:
-                    self._protocol.end(stream_id)
-                else:
-                    self._protocol.respond(stream_id, method.encode(response))
-            if scope.cancelled_caught:
-                self._protocol.fail(
-                    stream_id, status.DEADLINE_EXCEEDED, f"{method.name}: deadline exceeded"
-                )
-        except Exception as error:
-            self._fail(stream_id, error)
-        finally:
-            self._scopes.pop(stream_id, None)
-            self._inboxes.pop(stream_id, None)
-            self._patient.discard(stream_id)
-            self.transport.flush()
-
-    def _fail(self, stream_id: int, error: Exception) -> None:
-        mapped = self._map_error(error)
-        code = mapped.code if mapped.code != status.OK else status.UNKNOWN
-        self._protocol.fail(stream_id, code, mapped.message)
+    def _close_inbox(self, stream_id: int, error: status.TtrpcError | None) -> None:
+        inbox = self._inboxes.get(stream_id)
+        if inbox is not None:
+            inbox.close(error)
 
     async def _data(self, stream_id: int, payload: bytes) -> None:
         inbox = self._inboxes.get(stream_id)
         if inbox is None:
-            return
+            return  # the handler is done, as the client will learn
         if inbox.put(payload):
             await inbox.let_reader_catch_up()
         else:
             error = overflow()
-            self._protocol.fail(stream_id, error.code, error.message)
-            self._close_inbox(stream_id, error)
-
-    def _close_inbox(self, stream_id: int, error: TtrpcError | None) -> None:
-        if inbox := self._inboxes.get(stream_id):
             inbox.close(error)
+            self._fail(stream_id, error)
+
+    def _begin(self, event: CallReceived) -> None:
+        request = event.request
+        stream_id = event.stream_id
+        method = self._method(event)
+        if isinstance(method, status.TtrpcError):
+            self._fail(stream_id, method)
+            return
+        timeout_ns = request.timeout_ns
+        deadline = trio.current_time() + timeout_ns / 1e9 if timeout_ns else math.inf
+        context = CallContext(request.service, request.method, request.metadata, deadline)
+        if method.streaming:
+            inbox = Inbox(self._server.stream_buffer)
+            if request.payload and method.client_streaming:
+                inbox.put(request.payload)
+            if event.flags & FLAG_REMOTE_CLOSED:
+                inbox.close()
+            self._inboxes[stream_id] = inbox
+            stream = ServerStream(stream_id, method, inbox, self._protocol, self._transport)
+            self._nursery.start_soon(self._run, stream_id, method, context, request.payload, stream)
+        elif method.inline:
+            try:
+                message = method.parse(request.payload)
+                payload = method.encode(method.handler(message, context))
+            except Exception as error:
+                self._fail(stream_id, self._server.error_of(error, context))
+            else:
+                self._protocol.respond(stream_id, payload)
+                self._answered.unpark_all()
+        else:
+            self._nursery.start_soon(self._run, stream_id, method, context, request.payload, None)
+
+    def _method(self, event: CallReceived) -> Method | status.TtrpcError:
+        """Find the method of a call, or say why it can't be called so."""
+        request = event.request
+        service = self._server.services.get(request.service)
+        if service is None:
+            return status.TtrpcError(status.UNIMPLEMENTED, f"service {request.service}")
+        method = service.methods.get(request.method)
+        if method is None:
+            return status.TtrpcError(status.UNIMPLEMENTED, f"method {request.method}")
+        if self._server.draining:
+            return status.TtrpcError(status.UNAVAILABLE, "the server is shutting down")
+        if request.timeout_ns < 0:
+            return status.TtrpcError(status.DEADLINE_EXCEEDED, "the deadline had passed before")
+        if event.flags & FLAG_REMOTE_OPEN and not method.client_streaming:
+            return status.TtrpcError(
+                status.INVALID_ARGUMENT, f"method {request.method} takes one message, not a stream"
+            )
+        if method.streaming and not event.flags & (FLAG_REMOTE_OPEN | FLAG_REMOTE_CLOSED):
+            # A unary caller can't be sent data frames.
+            return status.TtrpcError(
+                status.INVALID_ARGUMENT, f"method {request.method} must be called as a stream"
+            )
+        return method
+
+    async def _run(
+        self,
+        stream_id: int,
+        method: Method,
+        context: CallContext,
+        payload: bytes,
+        stream: ServerStream | None,
+    ) -> None:
+        """Run one ``async def`` handler and answer its call."""
+        try:
+            if context.deadline == math.inf and not method.cancel_on_disconnect:
+                await self._answer(stream_id, method, context, payload, stream)
+                return
+            with trio.CancelScope(deadline=context.deadline) as scope:
+                if method.cancel_on_disconnect:
+                    self._cancelled_at_end.add(scope)
+                    if self._transport.closed:
+                        scope.cancel()
+                try:
+                    await self._answer(stream_id, method, context, payload, stream)
+                finally:
+                    self._cancelled_at_end.discard(scope)
+            if scope.cancelled_caught:
+                error = status.TtrpcError(
+                    status.DEADLINE_EXCEEDED, f"{context.method}: the caller's deadline has passed"
+                )
+                self._fail(stream_id, error)
+        except Exception as error:
+            if not (self._transport.closed and isinstance(error, ConnectionClosed)):
+                self._fail(stream_id, self._server.error_of(error, context))
+        finally:
+            self._inboxes.pop(stream_id, None)
+            self._transport.flush()
+            self._answered.unpark_all()
+
+    async def _answer(
+        self,
+        stream_id: int,
+        method: Method,
+        context: CallContext,
+        payload: bytes,
+        stream: ServerStream | None,
+    ) -> None:
+        if stream is None:
+            result = await method.handler(method.parse(payload), context)
+        elif method.client_streaming:
+            result = await method.handler(stream, context)
+        else:
+            result = await method.handler(method.parse(payload), stream, context)
+        if method.server_streaming:
+            self._protocol.end(stream_id)
+        else:
+            self._protocol.respond(stream_id, method.encode(result))
+
+    def _fail(self, stream_id: int, error: status.TtrpcError) -> None:
+        self._protocol.fail(stream_id, error.code, error.message)
+        self._answered.unpark_all()
+
+
+def _is_same_user(peer: trio.socket.SocketType) -> bool:
+    """Whether the process at the other end of a unix socket runs as our user and group."""
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, gid = _UCRED.unpack(raw)
+    return (uid, gid) == (os.geteuid(), os.getegid())

@@ -154,13 +154,23 @@ def build_service(
                 name,
                 handler,
                 GetMessageClass(method.input_type).FromString,
-                GetMessageClass(method.output_type).SerializeToString,
+                _encoder(GetMessageClass(method.output_type)),
                 client_streaming=method.client_streaming,
                 server_streaming=method.server_streaming,
                 cancel_on_disconnect=name in cancel_on_disconnect,
             )
         )
     return Service(descriptor.full_name, methods)
+
+
+def _encoder(expected: type[Any]) -> Callable[[Any], bytes]:
+    def encode(message: Any) -> bytes:
+        if type(message) is not expected:
+            raise TypeError(f"the handler gave {message!r} for a {expected.DESCRIPTOR.full_name}")
+        encoded: bytes = message.SerializeToString()
+        return encoded
+
+    return encode
 
 
 class MessageStream:

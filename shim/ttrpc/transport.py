@@ -140,11 +140,6 @@ class Transport:
             raise ConnectionClosed
 
     @property
-    def unsent(self) -> int:
-        """Bytes that wait for the socket."""
-        return self._backlog_size
-
-    @property
     def congested(self) -> bool:
         """Whether so much is unsent that nothing more should be produced."""
         return self._backlog_size > HIGH_WATER
