@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 
-class ImageError(Exception):
+from vmm.errors import VmmError
+
+
+class ImageError(VmmError):
     """An image can't be built, found or read; the text says what to do about it."""
