@@ -118,7 +118,11 @@ def decode_request(data: bytes) -> Request:
         if tag not in (0x0A, 0x12, 0x1A, 0x2A):
             pos = _skip(data, pos, end, tag)
             continue
-        start, pos = decode_span(data, pos, end)
+        if pos < end and data[pos] < 0x80 and data[pos] < end - pos:
+            start = pos + 1  # the usual case, without a call
+            pos = start + data[pos]
+        else:
+            start, pos = decode_span(data, pos, end)
         if tag == 0x0A:
             service = _text(data, start, pos)
         elif tag == 0x12:
