@@ -20,6 +20,8 @@ from protos.containerd import task_v2_pb2, task_v3_pb2
 from shim import ledger as ledgers
 from shim import sweeper, translate
 from shim.config.load import load_config
+from shim.config.model import Config
+from shim.errors import ConfigError
 from shim.events import Event
 from shim.pod_vm import Helper
 from shim.publisher import Publisher
@@ -33,7 +35,6 @@ from vmm.qemu.qemu import QemuHypervisor
 from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
 if TYPE_CHECKING:
-    from shim.config.model import Config
     from shim.context import ShimContext
     from shim.vm_plan import VmPlan
     from vmm.hypervisor import Hypervisor, Recorder
@@ -72,7 +73,13 @@ async def _serve(context: ShimContext) -> None:
     def publish(event: Event) -> None:
         publisher.publish(*translate.event(event))
 
-    config = load_config(context.options)
+    # A shim that cannot read its configuration still serves, so that the client of
+    # Create gets the reason as its answer.
+    config, refusal = Config(), None
+    try:
+        config = load_config(context.options)
+    except ConfigError as err:
+        refusal = err
     for warning in config.warnings:
         log.warning(warning)
     sandbox = Sandbox(
@@ -87,6 +94,7 @@ async def _serve(context: ShimContext) -> None:
         make_virtiofsd=_make_virtiofsd,
         publish=publish,
         log=log,
+        refusal=refusal,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
     )
 

@@ -22,6 +22,7 @@ from shim.container import Container
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    KatapyError,
     NotFound,
     Unavailable,
     Unimplemented,
@@ -69,6 +70,7 @@ class Sandbox:
         publish: takes task events.
         log: the shim's log.
         stages: the pod's start.
+        refusal: why no container can be made here, such as a wrong configuration.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class Sandbox:
         publish: Publish,
         log: Log,
         stages: Stages,
+        refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
+        self._refusal = refusal
         self._namespace = namespace
         self._config = config
         self._ledger = ledger
@@ -171,6 +175,8 @@ class Sandbox:
         """
         if request.container_id in self._containers or request.container_id in self._in_creation:
             raise AlreadyExists(f"container {request.container_id} exists already")
+        if self._refusal is not None:
+            raise self._refusal
         if request.checkpoint:
             raise Unimplemented("katapy does not restore containers from checkpoints yet")
         self._in_creation.add(request.container_id)

@@ -15,8 +15,6 @@ KINDS: tuple[KernelKind, ...] = get_args(KernelKind)
 DEFAULT_CACHE = Path("/var/cache/katapy")
 
 _RECORD = "image.json"
-# The faster one first.
-_PREFERENCE: tuple[KernelKind, ...] = ("tuned", "debian")
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,16 @@ def list_images(cache_dir: Path = DEFAULT_CACHE) -> list[GuestImage]:
 
 
 def find_image(cache_dir: Path = DEFAULT_CACHE, kernel: KernelKind | None = None) -> GuestImage:
-    """Return the last built image with this kernel; without one named, the tuned if there is one.
+    """Return the last built image with this kernel; without one named, the last built of all.
 
     Raises:
         ImageError: there is none; the text says how to build it.
     """
     images = list_images(cache_dir)
-    for kind in (kernel,) if kernel else _PREFERENCE:
-        for image in images:
-            if image.kind == kind:
-                return image
+    # The last built one has the agent of the present installation, whatever its kernel.
+    for image in images:
+        if kernel in (None, image.kind):
+            return image
     option = f" --kernel {kernel}" if kernel else ""
     what = f"guest image with the {kernel} kernel" if kernel else "guest image"
     raise ImageError(f"no {what} in {cache_dir}; build one with: katapy image build{option}")

@@ -22,7 +22,7 @@ def converted() -> oci_pb2.Spec:
 
 def test_every_part_arrives() -> None:
     spec = converted()
-    assert spec.Version == "1.0.2-dev"
+    assert spec.Version == "1.0.2"
     assert spec.Process.User.UID == 1000
     assert list(spec.Process.User.AdditionalGids) == [10]
     assert list(spec.Process.Env) == ["PATH=/bin", "A=ü"]
