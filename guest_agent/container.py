@@ -151,6 +151,11 @@ class Container:
                 f"--bundle={self.bundle}",
                 self.id,
             )
+        except TtrpcError as error:
+            remove_tree(self.bundle)
+            # crun does not always say which program it could not run.
+            program = " ".join(((self._spec.get("process") or {}).get("args") or [])[:1])
+            raise TtrpcError(error.code, f"{self.id}, program {program}: {error.message}") from None
         except BaseException:
             remove_tree(self.bundle)
             raise

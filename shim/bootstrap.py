@@ -288,10 +288,15 @@ def find_group(config: bytes | None, container_id: str) -> Group:
         InvalidArgument: config.json is malformed, or the annotation cannot be an id.
     """
     keys = (_GROUP, *_SANDBOX_IDS, *_CONTAINER_TYPES)
-    if config is None or not any(key.encode() in config for key in keys):
+    if config is None:
         return Group(container_id, False)
     try:
         spec = parse_json(config.decode())
+        if not isinstance(spec, dict):
+            raise ValueError("not an object")
+        for name in ("process", "root", "linux", "annotations"):
+            if not isinstance(spec.get(name) or {}, dict):
+                raise ValueError(f"{name} is not an object")
         annotations = spec.get("annotations") or {}
         values = {key: annotations[key] for key in keys if annotations.get(key)}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -22,8 +22,8 @@ from shim.stdio.relay import Relay
 from shim.stdio.stdio import Stdio
 from shim.ttrpc.status import TtrpcError
 
-# 128 + SIGKILL: what a process gets whose VM went away under it.
-LOST_EXIT_STATUS = 137
+# What Kata reports for a process whose VM went away under it; no signal reached it.
+LOST_EXIT_STATUS = 255
 # What a shell says of a command that could not be started.
 FAILED_START_STATUS = 127
 
