@@ -45,15 +45,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 _RB_POWER_OFF = 0x4321FEDC
 
 
-class _Int(_ctypes._SimpleCData):  # type: ignore[misc, name-defined]
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
-class _Long(_ctypes._SimpleCData):  # type: ignore[misc, name-defined]
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Function(_ctypes.CFuncPtr):  # type: ignore[misc, name-defined]
+class _Function(_ctypes.CFuncPtr):
     _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO
     _restype_ = _Int
 

@@ -15,7 +15,7 @@ Source: epoll(7).
 from __future__ import annotations
 
 import select
-from _collections import deque
+from _collections import deque  # type: ignore[import-not-found]
 from _heapq import heappop, heappush
 from time import monotonic
 
