@@ -134,6 +134,7 @@ def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
     os.makedirs(root, exist_ok=True)
     os.makedirs(BASE, exist_ok=True)
     mount(root, BASE, "bind", [])
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", [])  # crun refuses a host with v1 and v2
     if os.getpid() == 1:
         mount("proc", "/proc", "proc", [])
     else:
@@ -145,6 +146,8 @@ def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
             server, finished = _build(loop, nursery, {}, stamps, owns_machine=False)
             listener = listen_unix(path)
             nursery.spawn(serve_listener(server, nursery, listener))
+            stamps["serving"] = _now()
+            os.write(1, b"ready\n")  # for whoever started it
             await finished.wait()
             await loop.sleep(FAREWELL_SECONDS)
             nursery.cancel()
