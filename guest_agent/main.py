@@ -15,7 +15,7 @@ from time import clock_gettime_ns
 
 from protos.tables import kata_agent, kata_health, katapy_extension
 
-from . import block, boot
+from . import block, boot, libc
 from .channel import find_port, listen_unix, listen_vsock, serve_listener, serve_port
 from .children import Children
 from .container import BASE, Runtime
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PIPE_SIZE = 1 << 20  # bytes in each stdio pipe; large ones are what makes bulk output fast
+FAREWELL_SECONDS = 0.1  # the answer to DestroySandbox leaves before the machine does
 _MONOTONIC = 1
 
 
@@ -84,6 +85,7 @@ async def _guest(loop: Loop, settings: Mapping[str, str], stamps: dict[str, int]
         stamps["serving"] = _now()
         log("info", "agent serves", channel=channel, uptime_us=stamps["serving"])
         await finished.wait()
+        await loop.sleep(FAREWELL_SECONDS)
         nursery.cancel()
 
 
@@ -96,11 +98,13 @@ def _build(
     owns_machine: bool,
 ) -> tuple[Server, Event]:
     """Make the agent's objects; the event is set when it is to end."""
-    manager = "cgroupfs" if owns_machine else "disabled"
+    options = ["--cgroup-manager=cgroupfs"]
+    if not owns_machine:
+        options = ["--cgroup-manager=disabled", f"--root={BASE}/crun"]
     os.makedirs(f"{BASE}/sandbox", mode=0o700, exist_ok=True)
     children = Children(loop)
     nursery.spawn(children.reap_forever())
-    crun = Crun(children, f"{BASE}/sandbox", [f"--cgroup-manager={manager}"])
+    crun = Crun(children, f"{BASE}/sandbox", options)
     pipe_size = int(settings.get("agent.container_pipe_size", PIPE_SIZE)) or PIPE_SIZE
     runtime = Runtime(loop, nursery, children, crun, pipe_size)
     storages = Storages(loop)
@@ -126,18 +130,29 @@ def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
     if set(arguments) != {"--listen", "--root"} or not listen.startswith("unix://"):
         os.write(2, b"usage: python -m guest_agent --listen unix:///PATH --root DIR\n")
         return 2
+    path, root = os.path.abspath(listen.removeprefix("unix://")), os.path.abspath(root)
     os.makedirs(root, exist_ok=True)
     os.makedirs(BASE, exist_ok=True)
     mount(root, BASE, "bind", [])
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", [])  # crun refuses a host with v1 and v2
+    if os.getpid() == 1:
+        mount("proc", "/proc", "proc", [])
+    else:
+        libc.become_subreaper()
     loop = Loop()
 
     async def serve() -> None:
         async with Nursery(loop) as nursery:
             server, finished = _build(loop, nursery, {}, stamps, owns_machine=False)
-            listener = listen_unix(listen.removeprefix("unix://"))
+            listener = listen_unix(path)
             nursery.spawn(serve_listener(server, nursery, listener))
+            stamps["serving"] = _now()
+            os.write(1, b"ready\n")  # for whoever started it
             await finished.wait()
+            await loop.sleep(FAREWELL_SECONDS)
             nursery.cancel()
+        listener.close()
 
     loop.run(serve())
+    os.unlink(path)
     return 0

@@ -99,7 +99,8 @@ class Process:
 
     def terminate(self) -> None:
         """Send SIGTERM, or SIGKILL to an init for which the kernel would drop it."""
-        self.signal(_signal.SIGTERM if self.handles(_signal.SIGTERM) else _signal.SIGKILL)
+        handled = not self.running or self.handles(_signal.SIGTERM)
+        self.signal(_signal.SIGTERM if handled else _signal.SIGKILL)
 
     async def attach(self, loop: Loop, stream: Stream, window: int) -> None:
         """Carry the standard streams over a stream until both outputs have ended.
