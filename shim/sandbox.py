@@ -41,10 +41,11 @@ from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
+from shim.storage.guest_share import share_storage
 from shim.storage.options import Mount
 from shim.storage.rootfs import BlockRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
-from shim.vm_plan import SHARE_TAG, VmPlan, plan_vm
+from shim.vm_plan import VmPlan, plan_vm
 from vmm.hypervisor import Hypervisor, Recorder
 from vmm.spec import BlockDevice, VmSpec
 
@@ -443,18 +444,7 @@ class Sandbox:
         self._cleanup.push("the share", share.aclose, timeout=30.0)
         await share.prepare()
         self._share = share
-        if plan.shared_fs == "virtio-fs":
-            return [
-                agent_pb2.Storage(
-                    driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=GUEST_SHARE
-                )
-            ]
-        options = ["trans=virtio", "version=9p2000.L", f"msize={plan.msize}", "cache=mmap"]
-        return [
-            agent_pb2.Storage(
-                driver="9p", source=SHARE_TAG, fstype="9p", options=options, mount_point=GUEST_SHARE
-            )
-        ]
+        return [share_storage(plan.shared_fs, plan.msize)]
 
     def _make_runtime_dir(self) -> None:
         entry = self._ledger.add("dir", path=str(self._runtime_dir), tree=True)

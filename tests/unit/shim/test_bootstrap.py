@@ -170,7 +170,6 @@ def _config(**annotations: str) -> bytes:
     ("config", "group", "member"),
     [
         (None, "c1", False),
-        (b"", "c1", False),
         (b'{"process":{}}', "c1", False),
         (_config(group="g", sandbox="s"), "g", False),
         (_config(sandbox="s"), "s", False),
