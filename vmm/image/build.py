@@ -104,7 +104,6 @@ def _build(
         tree = RootTree(work / "root")
         for deb in debs:
             tree.add_package(deb)
-        tree.add("etc/fstab", data_file("fstab"))
         tree.add("etc/os-release", f"ID=katapy\nPRETTY_NAME=katapy guest {key[:12]}\n".encode())
         tree.add_agent(sources, data_file("init"))
 

@@ -144,7 +144,8 @@ class RootTree:
         for directory, _, _ in os.walk(self._root):
             relative = os.path.relpath(directory, self._root)
             Path(directory).chmod(_MOUNT_POINTS.get(relative, 0o755))
-        options = ["--quiet", "-zlz4hc", "-T0", f"-U{_FIXED_UUID}", "--all-root", "-x-1"]
+        # Clusters of 16 KiB are smaller and unpack faster than the default of one page.
+        options = ["--quiet", "-zlz4hc", "-C16384", "-T0", f"-U{_FIXED_UUID}", "--all-root", "-x-1"]
         run(["mkfs.erofs", *options, target, self._root], timeout=_TOOL_TIMEOUT)
 
     @property
