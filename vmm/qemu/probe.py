@@ -174,17 +174,24 @@ def _has_file_transport(schema: list[dict[str, Any]]) -> bool:
 
 
 def _ask(binary: Path) -> bytes:
+    from tempfile import TemporaryFile  # seldom needed: the answers are cached
+
     script = b"".join(encode_command(name, args, name) for name, args in _QUESTIONS)
     argv = [str(binary), "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"]
     try:
-        done = subprocess.run(
-            [*argv, "-qmp", "stdio"],
-            input=script,
-            capture_output=True,
-            timeout=_TIMEOUT,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-            check=False,
-        )
+        # To a file: QEMU drops what a full pipe has not taken by the time it quits.
+        with TemporaryFile() as answers:
+            done = subprocess.run(
+                [*argv, "-qmp", "stdio"],
+                input=script,
+                stdout=answers,
+                stderr=subprocess.PIPE,
+                timeout=_TIMEOUT,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                check=False,
+            )
+            answers.seek(0)
+            output = answers.read()
     except OSError as error:
         raise InvalidConfig(f"can't run {binary}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
@@ -192,7 +199,7 @@ def _ask(binary: Path) -> bytes:
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise InvalidConfig(f"{binary} failed with exit code {done.returncode}: {said}")
-    return done.stdout
+    return output
 
 
 def _read_cache(file: Path, key: list[Any]) -> QemuFeatures | None:
