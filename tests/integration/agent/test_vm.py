@@ -163,9 +163,7 @@ async def test_pause_update_and_oom(guest: Guest) -> None:
         return int(stats.cgroup_stats.memory_stats.usage.limit)
 
     assert await limit() == 64 << 20
-    update = agent_pb2.UpdateContainerRequest(
-        container_id="c", resources={"Memory": {"Limit": -1}}
-    )
+    update = agent_pb2.UpdateContainerRequest(container_id="c", resources={"Memory": {"Limit": -1}})
     await guest.agent.UpdateContainer(update, timeout=LIMIT)
     assert await limit() == (1 << 64) - 1
     update.resources.Memory.Limit = 8 << 20
