@@ -21,6 +21,7 @@ PORT_NAME = "org.katapy.agent.0"
 VSOCK_PORT = 1024
 _PORTS = "/sys/class/virtio-ports"
 _READ_SIZE = 1 << 16
+_READ_CALLS = 32
 # A host that sent a preface is silent until it has its echo.
 _QUIET_SECONDS = 0.2
 _PORT_SECONDS = 10.0
@@ -130,6 +131,23 @@ async def find_port(loop: Loop, name: str = PORT_NAME) -> str:
     raise FileNotFoundError(f"no virtio-serial port is named {name}")
 
 
+def _read_port(fd: int) -> tuple[bytes, bool]:
+    """Read what a port has, and whether its host end is closed after that.
+
+    The driver gives 4 KiB a call at most, so one call is not enough.
+
+    Raises:
+        BlockingIOError: it has nothing.
+    """
+    parts = [os.read(fd, _READ_SIZE)]
+    try:
+        while parts[-1] and len(parts) < _READ_CALLS:
+            parts.append(os.read(fd, _READ_SIZE))
+    except BlockingIOError:
+        pass
+    return b"".join(parts), not parts[-1]
+
+
 async def serve_port(server: Server, fd: int) -> None:
     """Serve one connection after the other on a virtio-serial port, for ever.
 
@@ -159,23 +177,22 @@ async def serve_port(server: Server, fd: int) -> None:
 
     while True:
         try:
-            data = os.read(fd, _READ_SIZE)
+            data, closed = _read_port(fd)
         except BlockingIOError:
             quiet = _QUIET_SECONDS if resync.suspect else None
             woken = await loop.wait_readable(fd, quiet)
             if not woken and resync.suspect:
                 await begin(resync.accept())
             continue
-        if not data:  # the host end is closed; it stays so until an edge says otherwise
-            drop()
-            resync.lose()
-            await loop.wait_readable(fd)
-            continue
         for is_preface, part in resync.feed(data):
             if is_preface:
                 await begin(part)
             elif session is not None:
                 session.received(part)
+        if closed:  # and it stays so until an edge says otherwise
+            drop()
+            resync.lose()
+            await loop.wait_readable(fd)
 
 
 async def serve_connection(server: Server, fd: int) -> None:
