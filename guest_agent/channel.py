@@ -3,64 +3,115 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 
 from .log import log
 from .loop import Cancelled
 from .resync import Resync
-from .rpc import ConnectionLost, Session
+from .rpc import ConnectionLost, Session, Spliced
+from .stdio import PIPE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .loop import Loop, Nursery
-    from .rpc import Server
+    from .rpc import Payload, Server
 
 PORT_NAME = "org.katapy.agent.0"
 VSOCK_PORT = 1024
 _PORTS = "/sys/class/virtio-ports"
 _READ_SIZE = 1 << 16
+_READ_CALLS = 32
 # A host that sent a preface is silent until it has its echo.
 _QUIET_SECONDS = 0.2
 _PORT_SECONDS = 10.0
+_SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _CLOSED_BY_PEER = (ConnectionResetError, BrokenPipeError, TimeoutError)
 
 
-async def write_all(loop: Loop, fd: int, session: Session | None, parts: list[bytes]) -> None:
-    """Write buffers to a watched descriptor, all of them.
+class Line:
+    """The writing side of a watched, non-blocking descriptor.
 
-    Once the first byte is out the rest follows, or the peer could not find the next
-    frame: a cancellation that comes in between takes effect afterwards. So whoever
-    catches an exception knows that the frame was not sent.
-
-    Raises:
-        ConnectionLost: the peer is gone, or the session was given up meanwhile.
+    Spliced payloads go through a pipe of the line's own, which at the moment of
+    writing holds what is to be written and nothing else: the virtio-serial driver
+    miscounts when it is given a part of what is in a pipe.
     """
-    pending: list[bytes | memoryview] = [part for part in parts if part]
-    begun = cancelled = False
-    while pending:
-        if session is not None and session.lost:
-            raise ConnectionLost
-        try:
-            written = os.writev(fd, pending)
-        except BlockingIOError:
+
+    __slots__ = ("_fd", "_loop", "_stage", "_staged")
+
+    def __init__(self, loop: Loop, fd: int) -> None:
+        self._fd = fd
+        self._loop = loop
+        self._staged = 0
+        self._stage: tuple[int, int] | None = None
+
+    async def write(self, session: Session | None, parts: list[Payload]) -> None:
+        """Write payloads, all of them.
+
+        Once the first byte is out the rest follows, or the peer could not find the
+        next frame: a cancellation that comes in between takes effect afterwards. So
+        whoever catches an exception knows that the frame was not sent.
+
+        Raises:
+            ConnectionLost: the peer is gone, or the session was given up meanwhile.
+        """
+        begun = cancelled = False
+        rest = [part for part in parts if part]
+        while rest:
+            if session is not None and session.lost:
+                raise ConnectionLost
             try:
-                await loop.wait_writable(fd)
-            except Cancelled:
-                if not begun:
-                    raise
-                cancelled = True
-            continue
-        except OSError as error:
-            raise ConnectionLost from error
-        begun = True
-        while written:
-            if written >= len(pending[0]):
-                written -= len(pending.pop(0))
-            else:
-                pending[0] = memoryview(pending[0])[written:]
-                written = 0
-    if cancelled and loop.current is not None:
-        loop.current.cancel()
+                self._write_some(rest)
+            except BlockingIOError:
+                try:
+                    await self._loop.wait_writable(self._fd)
+                except Cancelled:
+                    if not begun:
+                        raise
+                    cancelled = True
+                continue
+            except OSError as error:
+                log("warn", "connection broke", error=error)
+                if session is not None:
+                    session.lose()
+                raise ConnectionLost from error
+            begun = True
+        if cancelled and self._loop.current is not None:
+            self._loop.current.cancel()
+
+    def _write_some(self, rest: list[Payload]) -> None:
+        """Write the first of the payloads, all or part of it, and take that off the list."""
+        first = rest[0]
+        if isinstance(first, Spliced):
+            source, sink = self._stage or self._make_stage()
+            if not self._staged:
+                self._staged = os.splice(first.fd, sink, len(first), flags=_SPLICE_FLAGS)
+            written = os.splice(source, self._fd, self._staged, flags=_SPLICE_FLAGS)
+            if not written:
+                raise OSError("the port took bytes and did not send them")
+            self._staged -= written
+            left: Payload = Spliced(first.fd, len(first) - written)
+        else:
+            written = os.write(self._fd, first)
+            left = memoryview(first)[written:]
+        if left:
+            rest[0] = left
+        else:
+            del rest[0]
+
+    def _make_stage(self) -> tuple[int, int]:
+        self._stage = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.fcntl(self._stage[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        return self._stage
+
+    def reset(self) -> None:
+        """Drop what a lost session left half written, and wake who still waits to write."""
+        self._loop.nudge(self._fd)
+        self._staged = 0
+        if self._stage is not None:
+            stage, self._stage = self._stage, None
+            for fd in stage:
+                os.close(fd)
 
 
 async def find_port(loop: Loop, name: str = PORT_NAME) -> str:
@@ -80,6 +131,23 @@ async def find_port(loop: Loop, name: str = PORT_NAME) -> str:
     raise FileNotFoundError(f"no virtio-serial port is named {name}")
 
 
+def _read_port(fd: int) -> tuple[bytes, bool]:
+    """Read what a port has, and whether its host end is closed after that.
+
+    The driver gives 4 KiB a call at most, so one call is not enough.
+
+    Raises:
+        BlockingIOError: it has nothing.
+    """
+    parts = [os.read(fd, _READ_SIZE)]
+    try:
+        while parts[-1] and len(parts) < _READ_CALLS:
+            parts.append(os.read(fd, _READ_SIZE))
+    except BlockingIOError:
+        pass
+    return b"".join(parts), not parts[-1]
+
+
 async def serve_port(server: Server, fd: int) -> None:
     """Serve one connection after the other on a virtio-serial port, for ever.
 
@@ -89,56 +157,50 @@ async def serve_port(server: Server, fd: int) -> None:
     """
     loop = server.loop
     loop.watch(fd)
+    line = Line(loop, fd)
     resync = Resync()
     session: Session | None = None
-
-    async def write(owner: Session | None, parts: list[bytes]) -> None:
-        await write_all(loop, fd, owner, parts)
 
     def drop() -> None:
         nonlocal session
         if session is not None:
             session.lose()
-            loop.nudge(fd)
+            line.reset()
             session = None
 
     async def begin(preface: bytes) -> None:
         nonlocal session
         drop()
         log("debug", "host connected")
-        await write(None, [preface])
-        session = Session(server, write)
+        await line.write(None, [preface])
+        session = Session(server, line.write)
 
     while True:
         try:
-            data = os.read(fd, _READ_SIZE)
+            data, closed = _read_port(fd)
         except BlockingIOError:
             quiet = _QUIET_SECONDS if resync.suspect else None
             woken = await loop.wait_readable(fd, quiet)
             if not woken and resync.suspect:
                 await begin(resync.accept())
             continue
-        if not data:  # the host end is closed; it stays so until an edge says otherwise
-            drop()
-            resync.lose()
-            await loop.wait_readable(fd)
-            continue
         for is_preface, part in resync.feed(data):
             if is_preface:
                 await begin(part)
             elif session is not None:
                 session.received(part)
+        if closed:  # and it stays so until an edge says otherwise
+            drop()
+            resync.lose()
+            await loop.wait_readable(fd)
 
 
 async def serve_connection(server: Server, fd: int) -> None:
     """Serve one connected stream socket until its peer closes it; closes it too."""
     loop = server.loop
     loop.watch(fd)
-
-    async def write(owner: Session | None, parts: list[bytes]) -> None:
-        await write_all(loop, fd, owner, parts)
-
-    session = Session(server, write)
+    line = Line(loop, fd)
+    session = Session(server, line.write)
     try:
         while True:
             try:
@@ -153,6 +215,7 @@ async def serve_connection(server: Server, fd: int) -> None:
             session.received(data)
     finally:
         session.lose()
+        line.reset()
         loop.forget(fd)
         os.close(fd)
 

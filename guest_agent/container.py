@@ -14,7 +14,7 @@ from .stdio import Console, Pipes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
     from typing import Any
 
     from .children import Children
@@ -47,6 +47,17 @@ class Runtime:
         self._serial += 1
         return self._serial
 
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the calls; its failure is logged and hurts nothing else."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                log("error", "background work failed", error=repr(error))
+
+        self.nursery.spawn(guarded())
+
     async def launch(self, name: str, terminal: bool, pid_file: str, *command: str) -> Process:
         """Have crun start a process with streams of its own.
 
@@ -77,7 +88,12 @@ class Runtime:
                 with open(pid_file) as file:
                     pid = int(file.read())
                 ended = self.children.adopt(pid)
-            streams = await wiring.streams(self.loop)
+            try:
+                streams = await wiring.streams(self.loop)
+            except OSError:
+                if ended.code is None:
+                    os.kill(pid, 9)
+                raise
         finally:
             wiring.close()
             try:
@@ -85,7 +101,7 @@ class Runtime:
             except FileNotFoundError:
                 pass
         process = Process(self.loop, name, pid, ended, streams)
-        self.nursery.spawn(process.follow())
+        self.background(process.follow())
         return process
 
 
@@ -101,6 +117,7 @@ class Container:
     __slots__ = (
         "_runtime",
         "_spec",
+        "_starting",
         "bundle",
         "cgroup",
         "execs",
@@ -117,6 +134,7 @@ class Container:
         self.bundle = f"{BASE}/{container_id}"
         self.cgroup = ""
         self.execs: dict[str, Process] = {}
+        self._starting: set[str] = set()
         self.init: Process | None = None
         self.started = False
         self.storages: list[str] = []
@@ -130,11 +148,14 @@ class Container:
         """An annotation of its spec, "" without it."""
         return str((self._spec.get("annotations") or {}).get(key, ""))
 
-    async def create(self, config: bytes) -> None:
+    async def create(self, config: bytes) -> Process:
         """Build the bundle and have crun create the container, init blocked before exec.
 
         Args:
             config: the encoded configuration.
+
+        Returns:
+            Its init.
 
         Raises:
             TtrpcError: crun's error; nothing of the container is left.
@@ -157,9 +178,10 @@ class Container:
             program = " ".join(((self._spec.get("process") or {}).get("args") or [])[:1])
             raise TtrpcError(error.code, f"{self.id}, program {program}: {error.message}") from None
         except BaseException:
-            remove_tree(self.bundle)
+            await self.remove()
             raise
         self.cgroup = cgroup.of_process(self.init.pid)
+        return self.init
 
     async def start(self) -> None:
         """Let init go on to its program.
@@ -181,9 +203,10 @@ class Container:
         if not exec_id or exec_id == self.id:
             raise TtrpcError(status.INVALID_ARGUMENT, "an exec needs an id of its own")
         previous = self.execs.get(exec_id)
-        if previous is not None and not previous.waited:
+        if exec_id in self._starting or (previous is not None and not previous.waited):
             raise TtrpcError(status.ALREADY_EXISTS, f"process {exec_id} exists")
         path = f"{self.bundle}/exec-{self._runtime.serial()}"
+        self._starting.add(exec_id)
         try:
             with open(path, "wb") as file:
                 file.write(encoded)
@@ -197,6 +220,7 @@ class Container:
                 self.id,
             )
         finally:
+            self._starting.discard(exec_id)
             os.unlink(path)
         if previous is not None:
             previous.close()
@@ -231,7 +255,7 @@ class Container:
         code = await process.ended.wait()
         process.waited = True
         if process is not self.init:
-            self._runtime.nursery.spawn(self._forget(process))
+            self._runtime.background(self._forget(process))
         return code or 0
 
     async def _forget(self, process: Process) -> None:

@@ -23,6 +23,7 @@ from .crun import Crun
 from .guest import Guest
 from .log import log, set_level
 from .loop import Event, Loop, Nursery
+from .network import Network
 from .rpc import Server
 from .sandbox import Sandbox
 from .service import Containers
@@ -115,7 +116,12 @@ def _build(
     server = Server(loop, nursery)
     server.add(
         {"grpc.AgentService": kata_agent.SERVICES["grpc.AgentService"]},
-        {**containers.handlers, **sandbox.handlers, **guest.handlers},
+        {
+            **containers.handlers,
+            **sandbox.handlers,
+            **guest.handlers,
+            **Network(loop).handlers,
+        },
         Containers.WAITS,
     )
     server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .children import Exit
     from .loop import Loop, Task
-    from .rpc import Stream
+    from .rpc import Payload, Stream
     from .stdio import Input, Output
 
 STDIN = 1
@@ -187,17 +187,15 @@ class _Attachment:
             await self._stream.send({"channel": STDIN, "credit": len(data)})
 
     async def _pump(self, channel: int, output: Output) -> None:
+        async def send(data: Payload) -> None:
+            head = bytes((0x18, channel, 0x22)) + encode_varint(len(data))
+            await self._stream.send_encoded(head, data)
+
         while True:
             while self._credit[channel] <= 0:
                 await self._more[channel].wait()
-            data = await output.read(min(self._credit[channel], CHUNK))
-            if not data:
+            sent = await output.forward(min(self._credit[channel], CHUNK), send)
+            if not sent:
                 await self._stream.send({"channel": channel, "eof": True})
                 return
-            self._credit[channel] -= len(data)
-            head = bytes((0x18, channel, 0x22)) + encode_varint(len(data))
-            try:
-                await self._stream.send_encoded(head, data)
-            except BaseException:  # it was not sent: keep it for the next attachment
-                output.unread(data)
-                raise
+            self._credit[channel] -= sent

@@ -30,6 +30,25 @@ from shim.ttrpc.status import TtrpcError
 from .log import log
 from .loop import Cancelled, Event, Lock
 
+
+class Spliced:
+    """Bytes that wait in a pipe, to be sent without being read.
+
+    Args:
+        fd: the pipe; must stay open, and its bytes unread, while this is being sent.
+        size: how many.
+    """
+
+    __slots__ = ("_size", "fd")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -39,7 +58,11 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Any], Awaitable[Mapping[str, Any] | None]]
     StreamHandler = Callable[[Any], Awaitable[None]]
-    Write = Callable[["Session", list[bytes]], Awaitable[None]]
+    Payload = bytes | memoryview | Spliced
+    Write = Callable[["Session", list[Payload]], Awaitable[None]]
+
+
+_JOIN_MAX = 1 << 15
 
 
 class ConnectionLost(Exception):
@@ -145,7 +168,7 @@ class Stream:
         """
         await self.send_encoded(lite.encode(self.method.response, values))
 
-    async def send_encoded(self, *parts: bytes) -> None:
+    async def send_encoded(self, *parts: Payload) -> None:
         """Send one message given as encoded parts, without joining them."""
         await self._session.send(self._stream_id, DATA, 0, *parts)
 
@@ -287,15 +310,22 @@ class Session:
         except ConnectionLost:
             pass  # nobody is left to tell
 
-    async def send(self, stream_id: int, kind: int, flags: int, *parts: bytes) -> None:
+    async def send(self, stream_id: int, kind: int, flags: int, *parts: Payload) -> None:
         """Send one frame; frames of different tasks are never mixed.
 
         Raises:
             ConnectionLost: the peer is gone.
         """
         header = encode_header(sum(map(len, parts)), stream_id, kind, flags)
+        pieces: list[Payload] = [header]
+        for part in parts:  # a write is an exit to the host, so few of them
+            last = pieces[-1]
+            if isinstance(part, bytes) and isinstance(last, bytes) and len(part) <= _JOIN_MAX:
+                pieces[-1] = last + part
+            else:
+                pieces.append(part)
         async with self._lock:
-            await self._write(self, [header, *parts])
+            await self._write(self, pieces)
 
 
 def as_status(error: Exception) -> TtrpcError:

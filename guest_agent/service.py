@@ -7,9 +7,10 @@ from _collections import deque  # type: ignore[import-not-found]
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 
-from . import cgroup, jsonlite
+from . import cgroup, devices, jsonlite
 from .container import Container, check_id
 from .loop import Event
+from .namespaces import SharedNamespaces
 from .spec import to_oci
 
 TYPE_CHECKING = False
@@ -32,7 +33,7 @@ _OOM_BACKLOG = 256
 class Containers:
     """The containers of the sandbox, and the RPCs about them."""
 
-    __slots__ = ("_containers", "_oom", "_oom_arrived", "_runtime", "_storages")
+    __slots__ = ("_containers", "_namespaces", "_oom", "_oom_arrived", "_runtime", "_storages")
 
     # Calls that only wait or read; they end with their connection.
     WAITS = frozenset({"WaitProcess", "ReadStdout", "ReadStderr", "GetOOMEvent"})
@@ -41,6 +42,7 @@ class Containers:
         self._runtime = runtime
         self._storages = storages
         self._containers: dict[str, Container | None] = {}
+        self._namespaces = SharedNamespaces()
         self._oom: deque[str] = deque(maxlen=_OOM_BACKLOG)
         self._oom_arrived = Event(runtime.loop)
 
@@ -83,13 +85,28 @@ class Containers:
         check_id(container_id)
         if container_id in self._containers:
             raise TtrpcError(status.ALREADY_EXISTS, f"container {container_id} exists")
+        for field in ("shared_mounts", "stdin_port", "stdout_port", "stderr_port"):
+            if request[field]:
+                text = f"CreateContainerRequest.{field} is not implemented by this agent"
+                raise TtrpcError(status.UNIMPLEMENTED, text)
         spec, config = _config(request["oci_spec_json"], request["OCI"], "OCI spec")
         self._containers[container_id] = None  # taken from now on
         container = Container(self._runtime, container_id, spec)
         points: list[str] = []
         try:
+            if request["devices"]:
+                await devices.add_all(self._runtime.loop, request["devices"], spec)
             points = await self._storages.add_all(request["storages"], container.bundle)
-            await container.create(config)
+            if not request["oci_spec_json"]:
+                self._namespaces.join(spec, pid=request["sandbox_pidns"])
+            if request["devices"] or not request["oci_spec_json"]:
+                config = jsonlite.dumps(spec).encode()
+            init = await container.create(config)
+            try:
+                self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
+            except OSError:
+                await container.remove()
+                raise
         except BaseException:
             self._storages.release(points)
             del self._containers[container_id]
@@ -97,7 +114,7 @@ class Containers:
         container.storages = points
         self._containers[container_id] = container
         if container.cgroup:
-            self._runtime.nursery.spawn(
+            self._runtime.background(
                 cgroup.watch_oom(
                     self._runtime.loop, container.cgroup, lambda: self._report_oom(container_id)
                 )
@@ -122,6 +139,7 @@ class Containers:
         for container_id, container in list(self._containers.items()):
             if container is not None:
                 await self.remove(_Id(container_id))  # type: ignore[arg-type]
+        self._namespaces.release()
 
     async def exec(self, request: Message) -> None:
         """ExecProcess."""

@@ -12,15 +12,26 @@ import os
 from time import monotonic
 
 from .loop import Lock
+from .rpc import Spliced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .loop import Loop
+    from .rpc import Payload
 
 CHUNK = 1 << 18
 PIPE_SIZE = 1 << 20
+STDIN_PIPE_SIZE = 1 << 18
 # What a process left behind may hold its output open no longer than this after its exit.
 DRAIN_SECONDS = 0.5
+# Less than this is cheaper to copy than to splice.
+SPLICE_MIN = 1 << 14
+# Output that trickles in is gathered for a moment, up to this many bytes.
+GATHER = 1 << 16
+GATHER_SECONDS = 0.001
+_FIONREAD = 0x541B
 _TIOCSWINSZ = 0x5414
 _SCM_RIGHTS_SPACE = 64
 
@@ -33,17 +44,31 @@ class Output:
     nothing is waiting to be read (at most one pipe's worth later).
     """
 
-    __slots__ = ("_budget", "_cut", "_fd", "_lock", "_loop", "_pending")
+    __slots__ = (
+        "_budget",
+        "_busy",
+        "_closing",
+        "_cut",
+        "_fd",
+        "_last",
+        "_lock",
+        "_loop",
+        "_pending",
+        "_terminal",
+    )
 
-    def __init__(self, loop: Loop, fd: int) -> None:
+    def __init__(self, loop: Loop, fd: int, terminal: bool = False) -> None:
         os.set_blocking(fd, False)
         loop.watch(fd)
         self._loop = loop
         self._fd = fd
+        self._terminal = terminal
         self._lock = Lock(loop)
         self._pending = b""
         self._cut: float | None = None
         self._budget = PIPE_SIZE
+        self._busy = self._closing = False
+        self._last = 0.0
 
     @property
     def ended(self) -> bool:
@@ -53,26 +78,76 @@ class Output:
     async def read(self, limit: int = CHUNK) -> bytes:
         """Wait for output and return up to `limit` bytes of it; b"" at its end."""
         async with self._lock:
-            while True:
-                if self._pending:
-                    data, self._pending = self._pending[:limit], self._pending[limit:]
-                    return data
-                if self._fd < 0:
-                    return b""
-                try:
-                    data = os.read(self._fd, limit)
-                except BlockingIOError:
-                    await self._more()
-                    continue
-                except OSError as error:
-                    if error.errno != errno.EIO:
-                        raise
-                    if self._cut is None:  # no process has the terminal open, one may yet open it
-                        await self._loop.wait_readable(self._fd)
-                        continue
-                    data = b""
-                self._count(data)
+            return await self._read(limit)
+
+    async def _read(self, limit: int) -> bytes:
+        while True:
+            if self._pending:
+                data, self._pending = self._pending[:limit], self._pending[limit:]
                 return data
+            if self._fd < 0:
+                return b""
+            try:
+                data = os.read(self._fd, limit)
+            except BlockingIOError:
+                await self._more()
+                continue
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                if self._cut is None:  # no process has the terminal open, one may yet open it
+                    await self._loop.wait_readable(self._fd)
+                    continue
+                data = b""
+            self._count(len(data))
+            return data
+
+    async def forward(self, limit: int, send: Callable[[Payload], Awaitable[None]]) -> int:
+        """Wait for output and send up to `limit` bytes of it.
+
+        Bulk output is not read but spliced: the kernel hands the pipe's pages over to
+        the port without copying them.
+
+        Args:
+            limit: bytes, more than 0.
+            send: sends one payload, or raises without having sent anything of it.
+
+        Returns:
+            The number of bytes sent; 0 at the end.
+        """
+        async with self._lock:
+            waiting = self._waiting()
+            if 0 < waiting < GATHER and monotonic() - self._last < GATHER_SECONDS:
+                # A process that writes little by little: give it time for more.
+                await self._loop.sleep(GATHER_SECONDS)
+                waiting = self._waiting()
+            size = min(waiting, limit)
+            if size >= SPLICE_MIN:
+                self._busy = True
+                try:
+                    await send(Spliced(self._fd, size))
+                finally:
+                    self._busy = False
+                    if self._closing:
+                        self.close()
+                self._count(size)
+            else:
+                data = await self._read(limit)
+                size = len(data)
+                if size:
+                    try:
+                        await send(data)
+                    except BaseException:  # it was not sent: keep it for the next reader
+                        self._pending = data + self._pending
+                        raise
+            self._last = monotonic()
+            return size
+
+    def _waiting(self) -> int:
+        """Bytes in the pipe; 0 as well when they can't be counted or have to be read."""
+        if self._fd < 0 or self._pending or self._terminal:
+            return 0
+        return int.from_bytes(fcntl.ioctl(self._fd, _FIONREAD, bytes(4)), "little")
 
     async def _more(self) -> None:
         if self._cut is None:
@@ -82,15 +157,11 @@ class Output:
         if left <= 0 or not await self._loop.wait_readable(self._fd, left):
             self.close()
 
-    def _count(self, data: bytes) -> None:
+    def _count(self, size: int) -> None:
         if self._cut is not None and monotonic() > self._cut:
-            self._budget -= len(data)
-        if not data or self._budget <= 0:
+            self._budget -= size
+        if not size or self._budget <= 0:
             self.close()
-
-    def unread(self, data: bytes) -> None:
-        """Put back what could not be delivered, for the next reader."""
-        self._pending = data + self._pending
 
     def process_exited(self) -> None:
         """Start the time after which a descendant can't hold the stream open."""
@@ -99,8 +170,9 @@ class Output:
             self._loop.nudge(self._fd)
 
     def close(self) -> None:
-        """Close the descriptor; readers see the end."""
-        if self._fd >= 0:
+        """Close the descriptor, once nothing is being spliced from it; readers see the end."""
+        self._closing = True
+        if self._fd >= 0 and not self._busy:
             fd, self._fd = self._fd, -1
             self._loop.forget(fd)
             os.close(fd)
@@ -171,9 +243,10 @@ class Pipes:
         stdin, stdout, stderr = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
         self.child: list[int] = [stdin[0], stdout[1], stderr[1]]
         self._ours: list[int] = [stdin[1], stdout[0], stderr[0]]
-        for fd in (stdout[0], stderr[0]):
+        sizes = (min(size, STDIN_PIPE_SIZE), size, size)
+        for fd, wanted in zip(self._ours, sizes, strict=True):
             try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
             except OSError:
                 pass  # over the user's limit: smaller pipes are slower, not wrong
 
@@ -230,7 +303,7 @@ class Console:
         for level, kind, payload in control:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
                 master = int.from_bytes(payload[:4], "little")
-                return Input(loop, os.dup(master), True), Output(loop, master), None
+                return Input(loop, os.dup(master), True), Output(loop, master, True), None
         raise OSError(errno.ENOMSG, "crun sent no terminal")
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError
 
 pytestmark = pytest.mark.root
-APPLETS = ("sh", "cat", "echo", "sleep", "true", "id", "head", "dd", "sha256sum", "stty", "trap")
+APPLETS = ("sh", "cat", "echo", "sleep", "true", "id", "head", "dd", "sha256sum", "stty", "ls")
 LIMIT = 30.0
 
 
@@ -232,6 +232,12 @@ class AgentProcess:
         self.rootfs = rootfs
         self.popen = popen
 
+    @property
+    def pid(self) -> int:
+        """The agent's pid on the host."""
+        children = f"/proc/{self.popen.pid}/task/{self.popen.pid}/children"
+        return int(Path(children).read_text())
+
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Guest]:
         """One more connection."""
@@ -254,7 +260,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     base = tmp_path_factory.mktemp("agent")
     rootfs = busybox_root(base / "rootfs")
     root, path = base / "root", base / "a.sock"
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    command = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child"]
     command += [sys.executable, "-m", "guest_agent", "--listen", f"unix://{path}"]
     command += ["--root", str(root)]
     popen = subprocess.Popen(

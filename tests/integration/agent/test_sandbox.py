@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,7 @@ def _sandbox(agent: AgentProcess) -> None:
 
 def mounts(agent: AgentProcess) -> dict[str, str]:
     """Mount points that only the agent's namespace has, with their options."""
-    pid = subprocess.check_output(["pgrep", "-P", str(agent.popen.pid)], text=True).split()[0]
-    rows = (line.split() for line in Path(f"/proc/{pid}/mounts").read_text().splitlines())
+    rows = (line.split() for line in Path(f"/proc/{agent.pid}/mounts").read_text().splitlines())
     return {row[1]: row[3] for row in rows if row[1].startswith("/run/kata-containers/")}
 
 
@@ -183,6 +181,34 @@ async def test_copy_file_follows_no_link(agent: AgentProcess, guest: Guest) -> N
         with pytest.raises(TtrpcError) as caught:
             await copy(guest, path, b"x", file_size=1)
         assert caught.value.code == status.INVALID_ARGUMENT
+
+
+async def test_shared_namespaces(agent: AgentProcess, guest: Guest) -> None:
+    """Containers described in Kata's form share ipc and uts with the first one."""
+    names = ("s-first", "s-second")
+    for name in names:
+        request = agent_pb2.CreateContainerRequest(
+            container_id=name,
+            OCI={
+                "Version": "1.0.2",
+                "Process": {"Args": ["ls", "-l", "/proc/self/ns"], "Env": ["PATH=/bin"]},
+                "Root": {"Path": guest.rootfs},
+                "Mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+                "Linux": {"Namespaces": [{"Type": kind} for kind in ("ipc", "uts", "mount")]},
+            },
+        )
+        await guest.agent.CreateContainer(request, timeout=LIMIT)
+    seen = []
+    for name in names:
+        await guest.start(name)
+        _code, output, _ = await guest.finish(name)
+        rows = (line.rpartition(b" -> ") for line in output.splitlines())
+        seen.append({left.split()[-1]: link for left, arrow, link in rows if arrow})
+        await guest.remove(name)
+    first, second = seen
+    assert first[b"ipc"] == second[b"ipc"]
+    assert first[b"uts"] == second[b"uts"]
+    assert first[b"mnt"] != second[b"mnt"]
 
 
 async def test_guest_details_and_metrics(guest: Guest) -> None:
