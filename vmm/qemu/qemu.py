@@ -138,7 +138,7 @@ class QemuHypervisor:
             )
             self._launched = await trio.to_thread.run_sync(start)
         launched = self._launched
-        self._capabilities = capabilities(self.spec, launched.features)
+        self._capabilities = capabilities(self.spec, launched.features, launched.accelerator)
         self._process = Process(launched.child, lambda line: self._events.publish(VmmLog(line)))
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:

@@ -59,6 +59,8 @@ class Resizer:
         async with self._lock:
             slots: list[dict[str, Any]] = await self._qmp.execute("query-hotpluggable-cpus")
             present = sum("qom-path" in slot for slot in slots)
+            if count < present:
+                self._capabilities.require("vcpu_down", "KVM, or QEMU 10 or later")
             free = [slot for slot in reversed(slots) if "qom-path" not in slot]
             for slot in free[: max(0, count - present)]:
                 name = self._new_name("vcpu")
