@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm.background import Background
 from vmm.errors import ControlTimeout, VmmError
 from vmm.events import telling_lines
 from vmm.process import Process, terminate
@@ -52,14 +53,15 @@ async def run_helper(
         if record is not None:
             record("process", process.pid)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(process.watch)
+            background = Background(nursery)
+            background.start_soon(process.watch)
             try:
                 yield process
             except BaseException as error:
                 failure = error  # raised again outside the nursery, which would wrap it
             with trio.move_on_after(_END_TIMEOUT, shield=True):
                 await terminate(process, 0)
-            nursery.cancel_scope.cancel()
+            background.stop()
         process.close()
     finally:
         for path in sockets:

@@ -11,6 +11,7 @@ from vmm.qemu.plan import MMIO_TRANSPORTS
 from vmm.spec import MIB, BalloonDevice, PanicDevice
 
 if TYPE_CHECKING:
+    from vmm.qemu.accel import Accelerator
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
 
@@ -20,7 +21,7 @@ _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
 
 
-def capabilities(spec: VmSpec, features: QemuFeatures) -> Capabilities:
+def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
     """Return what is possible, from what was asked for and what QEMU has."""
     pci = spec.machine != "microvm"
     hot = pci and spec.hotplug_slots > 0
@@ -40,7 +41,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures) -> Capabilities:
         nic_by_fd=True,
         multi_queue=True,
         vcpu_up=spec.vcpu_limit > spec.vcpus,
-        vcpu_down=spec.vcpu_limit > spec.vcpus,
+        vcpu_down=spec.vcpu_limit > spec.vcpus and _can_remove_cpus(features, accelerator),
         mem_up=hot_memory,
         mem_down=hot_memory,
         mem_granule=_VIRTIO_MEM_BLOCK if spec.memory_hotplug == "virtio-mem" else _DIMM_BLOCK,
@@ -60,6 +61,12 @@ def capabilities(spec: VmSpec, features: QemuFeatures) -> Capabilities:
         rootless=True,
         seccomp=features.sandbox,
     )
+
+
+def _can_remove_cpus(features: QemuFeatures, accelerator: Accelerator) -> bool:
+    # Emulation in 7.2 corrupts its memory when a CPU is added after one was removed;
+    # 10.0 was tried and does not.
+    return accelerator.name == "kvm" or features.version >= (10, 0, 0)
 
 
 def _vsock(features: QemuFeatures) -> Literal["none", "hybrid", "vhost"]:

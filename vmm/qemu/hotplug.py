@@ -28,6 +28,7 @@ from vmm.spec import BlockDevice, FsDevice, NetDevice
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vmm.background import Background
     from vmm.broadcast import Subscription
     from vmm.events import Event
     from vmm.hypervisor import Capabilities
@@ -54,16 +55,20 @@ class Removals:
 
     Args:
         qmp: control connection.
-        nursery: owns what waits for the guest after a caller stopped waiting.
+        background: runs what waits for the guest after a caller stopped waiting.
     """
 
-    def __init__(self, qmp: QmpClient, nursery: trio.Nursery) -> None:
+    def __init__(self, qmp: QmpClient, background: Background) -> None:
         self._qmp = qmp
-        self._nursery = nursery
+        self._background = background
         self._pending: dict[str, Removal] = {}
 
     async def remove(
-        self, name: str, timeout: float, after: Callable[[bool], Awaitable[None]]
+        self,
+        name: str,
+        timeout: float,
+        after: Callable[[bool], Awaitable[None]],
+        is_gone: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """Unplug a device and wait until it is gone.
 
@@ -71,6 +76,8 @@ class Removals:
             name: its QEMU id.
             timeout: seconds to wait; the removal goes on behind the scenes afterwards.
             after: run once it is gone (True), or the guest refused (False).
+            is_gone: asked whenever the guest reports on an ACPI device, for what QEMU
+                removes without an event (emulated CPUs).
 
         Raises:
             GuestTimeout: the guest has not let go, or refused to.
@@ -85,7 +92,7 @@ class Removals:
                 del self._pending[name]
                 subscription.__exit__(None, None, None)
                 raise
-            self._nursery.start_soon(self._settle, name, removal, subscription, after)
+            self._background.start_soon(self._settle, name, removal, subscription, after, is_gone)
         else:
             await self._request(name)
         with trio.move_on_after(timeout):
@@ -109,9 +116,12 @@ class Removals:
         removal: Removal,
         subscription: Subscription[QmpEvent],
         after: Callable[[bool], Awaitable[None]],
+        is_gone: Callable[[], Awaitable[bool]] | None,
     ) -> None:
         with subscription:
             async for event in subscription:
+                if event.name == "ACPI_DEVICE_OST" and is_gone is not None and await is_gone():
+                    break
                 if event.data.get("device") != name:
                     continue  # children of a device are reported by path only
                 if event.name == "DEVICE_DELETED":

@@ -25,24 +25,29 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _MINIMUM = (7, 2, 0)
-_QUESTIONS: tuple[tuple[str, dict[str, Any] | None], ...] = (
-    ("qmp_capabilities", None),
-    ("query-command-line-options", None),
-    ("query-machines", None),
-    ("qom-list-types", {"implements": "device"}),
-    ("query-qmp-schema", None),
-    ("quit", None),
-)
-_INTERESTING_MACHINES = ("q35", "microvm")
-_INTERESTING_DEVICES = (
+_MACHINES = ("q35", "microvm")
+_DEVICES = (
     "pvpanic-pci",
     "vhost-user-fs-pci",
     "vhost-user-vsock-pci",
     "vhost-vsock-pci",
     "virtio-9p-pci",
     "virtio-mem-pci",
+)
+_NEEDED_ANSWERS = (
+    "qmp_capabilities",
+    "query-command-line-options",
+    "query-machines",
+    "query-qmp-schema",
+)
+# One device type at a time: asking for all would load every module there is, and one
+# from another build ends QEMU.
+_QUESTIONS: tuple[tuple[str, dict[str, Any] | None, str], ...] = (
+    *((name, None, name) for name in _NEEDED_ANSWERS),
+    *(("device-list-properties", {"typename": name}, name) for name in _DEVICES),
+    ("quit", None, "quit"),
 )
 
 
@@ -136,7 +141,7 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
         raise InvalidConfig(f"{source} does not speak QMP: {error}") from error
     greeting = next((m for m in messages if isinstance(m, Greeting)), None)
     replies = {m.id: m.value for m in messages if isinstance(m, Reply)}
-    if greeting is None or len(replies) < len(_QUESTIONS):
+    if greeting is None or not replies.keys() >= set(_NEEDED_ANSWERS):
         refused = [m.description for m in messages if isinstance(m, Failure)]
         raise InvalidConfig(f"{source} did not answer as QEMU does {refused}")
     if greeting.version < _MINIMUM:
@@ -147,15 +152,14 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
         for machine in replies["query-machines"]
         for name in (machine["name"], machine.get("alias"))
     }
-    devices = {entry["name"] for entry in replies["qom-list-types"]}
     schema = replies["query-qmp-schema"]
     names = {entry["name"] for entry in schema}
     members = {m.get("name") for entry in schema for m in entry.get("members", ())}
     return QemuFeatures(
         version=greeting.version,
         package=greeting.package,
-        machines=tuple(name for name in _INTERESTING_MACHINES if name in machines),
-        devices=tuple(name for name in _INTERESTING_DEVICES if name in devices),
+        machines=tuple(name for name in _MACHINES if name in machines),
+        devices=tuple(name for name in _DEVICES if name in replies),
         sandbox="sandbox" in options,
         run_with="run-with" in options,
         migrate_file=_has_file_transport(schema),
@@ -174,24 +178,17 @@ def _has_file_transport(schema: list[dict[str, Any]]) -> bool:
 
 
 def _ask(binary: Path) -> bytes:
-    from tempfile import TemporaryFile  # seldom needed: the answers are cached
-
-    script = b"".join(encode_command(name, args, name) for name, args in _QUESTIONS)
+    script = b"".join(encode_command(name, args, key) for name, args, key in _QUESTIONS)
     argv = [str(binary), "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"]
     try:
-        # To a file: QEMU drops what a full pipe has not taken by the time it quits.
-        with TemporaryFile() as answers:
-            done = subprocess.run(
-                [*argv, "-qmp", "stdio"],
-                input=script,
-                stdout=answers,
-                stderr=subprocess.PIPE,
-                timeout=_TIMEOUT,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-                check=False,
-            )
-            answers.seek(0)
-            output = answers.read()
+        done = subprocess.run(
+            [*argv, "-qmp", "stdio"],
+            input=script,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            check=False,
+        )
     except OSError as error:
         raise InvalidConfig(f"can't run {binary}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
@@ -199,7 +196,7 @@ def _ask(binary: Path) -> bytes:
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise InvalidConfig(f"{binary} failed with exit code {done.returncode}: {said}")
-    return output
+    return done.stdout
 
 
 def _read_cache(file: Path, key: list[Any]) -> QemuFeatures | None:

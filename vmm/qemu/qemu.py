@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from vmm import channel
+from vmm.background import Background
 from vmm.broadcast import Broadcast, Subscription
 from vmm.errors import (
     ChannelClosed,
@@ -137,38 +138,39 @@ class QemuHypervisor:
             )
             self._launched = await trio.to_thread.run_sync(start)
         launched = self._launched
-        self._capabilities = capabilities(self.spec, launched.features)
+        self._capabilities = capabilities(self.spec, launched.features, launched.accelerator)
         self._process = Process(launched.child, lambda line: self._events.publish(VmmLog(line)))
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._process.watch)
+            background = Background(nursery)
+            background.start_soon(self._process.watch)
             try:
-                await self._connect(launched, nursery)
+                await self._connect(launched, background)
                 yield
             except BaseException as error:
                 # Raised again outside the nursery, which would wrap it in a group.
                 failure = error
             with trio.CancelScope(shield=True):
                 await self._tear_down(launched)
-            nursery.cancel_scope.cancel()
+            background.stop()
         self._process.close()
         if failure is not None:
             raise failure
 
-    async def _connect(self, launched: Launched, nursery: trio.Nursery) -> None:
+    async def _connect(self, launched: Launched, background: Background) -> None:
         qmp_stream = await channel.connect_unix(launched.sockets[QMP])
         self._qmp = QmpClient(qmp_stream)
-        nursery.start_soon(self._follow_events, self._qmp.subscribe())
-        nursery.start_soon(self._read_qmp)
+        background.start_soon(self._follow_events, self._qmp.subscribe())
+        background.start_soon(self._read_qmp)
         if CONSOLE in launched.sockets:
-            nursery.start_soon(
+            background.start_soon(
                 self._read_console, await channel.connect_unix(launched.sockets[CONSOLE])
             )
         else:
             self._console_done.set()
-        nursery.start_soon(self._await_end)
+        background.start_soon(self._await_end)
         await self._or_gone(self._qmp.negotiate, self.spec.spawn_timeout)
-        removals = Removals(self._qmp, nursery)
+        removals = Removals(self._qmp, background)
         self._hotplug = HotPlug(
             self._qmp, launched.plan, removals, self._capabilities, self._events.publish
         )

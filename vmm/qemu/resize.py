@@ -59,6 +59,8 @@ class Resizer:
         async with self._lock:
             slots: list[dict[str, Any]] = await self._qmp.execute("query-hotpluggable-cpus")
             present = sum("qom-path" in slot for slot in slots)
+            if count < present:
+                self._capabilities.require("vcpu_down", "KVM, or QEMU 10 or later")
             free = [slot for slot in reversed(slots) if "qom-path" not in slot]
             for slot in free[: max(0, count - present)]:
                 name = self._new_name("vcpu")
@@ -68,16 +70,20 @@ class Resizer:
                 self._cpus.append(name)
             deadline = trio.current_time() + timeout
             for _ in range(present - count):
-                name = self._cpus[-1]
-
-                async def after(gone: bool, name: str = name) -> None:
-                    if gone:
-                        self._cpus.remove(name)
-
-                left = max(0.0, deadline - trio.current_time())
-                await self._removals.remove(name, left, after)
+                await self._remove_cpu(self._cpus[-1], max(0.0, deadline - trio.current_time()))
             actual = len(await self._qmp.execute("query-cpus-fast"))
         return Resized(actual, guest_must_online=actual > present)
+
+    async def _remove_cpu(self, name: str, timeout: float) -> None:
+        async def after(gone: bool) -> None:
+            if gone:
+                self._cpus.remove(name)
+
+        async def is_gone() -> bool:
+            slots = await self._qmp.execute("query-hotpluggable-cpus")
+            return not any(slot.get("qom-path", "").endswith(f"/{name}") for slot in slots)
+
+        await self._removals.remove(name, timeout, after, is_gone)
 
     async def resize_memory(self, size_bytes: int, timeout: float) -> Resized:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_memory`."""

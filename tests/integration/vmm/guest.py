@@ -147,7 +147,15 @@ class GuestShell:
 
     async def run(self, command: str) -> str:
         """Run a line in the guest and return its output; a failing one is an error."""
+        await self.send(command)
+        return await self.result(command)
+
+    async def send(self, command: str) -> None:
+        """Give the guest a line to run."""
         await self._stream.send_all(command.encode() + b"\n")
+
+    async def result(self, command: str) -> str:
+        """Return what the next outstanding line printed."""
         with trio.fail_after(60):
             while (found := self._buffer.find(_END.encode())) < 0 or (
                 b"\n" not in self._buffer[found:]
