@@ -10,6 +10,7 @@ import io
 import secrets
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 
 from deploy.lib.busybox import rootfs_tar, write_image
 from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
+from deploy.lib.guest import prepare_guest
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
 from tests.support import versions
@@ -86,7 +88,10 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
     name = request.config.getoption("--runtime")
     if name != DEFAULT_RUNTIME:
         return Runtime(name)
-    return prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
+    runtime = prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
+    # The agent is in the image, so an image of earlier sources would test an earlier agent.
+    prepare_guest(Path(sys.executable), runtime)
+    return runtime
 
 
 @pytest.fixture(scope="session")
