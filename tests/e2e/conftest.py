@@ -10,6 +10,7 @@ import io
 import secrets
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -20,12 +21,14 @@ import pytest
 
 from deploy.lib.busybox import rootfs_tar, write_image
 from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
+from deploy.lib.guest import prepare_guest
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
 from tests.support import versions
 from tests.support.ctr import Ctr
 from tests.support.events import Events, open_events
-from tests.support.leaks import Scope, assert_nothing_left, snapshot
+from tests.support.isolation import have_own
+from tests.support.leaks import SHARED_DIRS, Scope, assert_nothing_left, snapshot
 from tests.support.processes import become_subreaper
 
 _FULL_ORDER = ("1.7", "2.1", "1.6")
@@ -56,6 +59,13 @@ def token() -> str:
 
 
 @pytest.fixture(scope="session")
+def own_run_directories() -> None:
+    """Nobody else's shim sockets, FIFOs and state, and nobody else sees ours."""
+    become_subreaper()
+    have_own(SHARED_DIRS)
+
+
+@pytest.fixture(scope="session")
 def scratch(token: str) -> Iterator[Path]:
     """A directory of this run with a short path, for sockets."""
     folder = Path(tempfile.gettempdir()) / token
@@ -78,15 +88,19 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
     name = request.config.getoption("--runtime")
     if name != DEFAULT_RUNTIME:
         return Runtime(name)
-    return prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
+    runtime = prepare_runtime(scratch / "r", Path(sysconfig.get_path("purelib")))
+    # The agent is in the image, so an image of earlier sources would test an earlier agent.
+    prepare_guest(Path(sys.executable), runtime)
+    return runtime
 
 
 @pytest.fixture(scope="session")
-def daemon(series: str, scratch: Path, image: Path, runtime: Runtime) -> Iterator[Daemon]:
+def daemon(
+    series: str, scratch: Path, image: Path, runtime: Runtime, own_run_directories: None
+) -> Iterator[Daemon]:
     """containerd of the given series, running; a test may stop and start it."""
     release = RELEASES[series]
     packages = versions.obtain(f"containerd {series}", release, lambda: fetch_containerd(release))
-    become_subreaper()
     folder = scratch / series
     (folder / "tmp").mkdir(parents=True)
     version = 3 if series.startswith("2.") else 2
@@ -145,6 +159,8 @@ def leak_scope(daemon: Daemon, token: str, runtime: Runtime) -> Scope:
         lasting=frozenset(
             [f"{daemon.folder}/{top}/{task_dir}" for top in ("state", "root")]
             + [f"{state}/s", f"{state}/{token}"]
+            # containerd's and runc's own directories, made once.
+            + [f"/run/containerd/{name}" for name in ("fifo", "runc", f"runc/{token}", "s")]
         ),
         expected=lambda: (daemon.pid,),
     )

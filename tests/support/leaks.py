@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.support.processes import descendants, processes, reap_orphans
 from tests.support.waiting import eventually
 
-SHARED_DIRS = [Path("/run/containerd/s"), Path("/run/containerd/fifo"), Path("/run/katapy")]
-"""Directories that every daemon of the host shares."""
+SHARED_DIRS = [Path("/run/containerd"), Path("/run/katapy")]
+"""Directories that have one place for all daemons of the host."""
 
 _SOCKET_PREFIXES = tuple(f"{path}/" for path in SHARED_DIRS)
 
