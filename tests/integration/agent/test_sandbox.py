@@ -268,4 +268,4 @@ async def test_destroying_the_sandbox_ends_the_agent(agent: AgentProcess, guest:
     await guest.start("s-left")
     await guest.agent.DestroySandbox(agent_pb2.DestroySandboxRequest(), timeout=LIMIT)
     assert await trio.to_thread.run_sync(agent.popen.wait, LIMIT) == 0
-    assert not os.path.exists(agent.socket)  # noqa: ASYNC240
+    assert not os.path.exists(agent.socket)

@@ -22,7 +22,7 @@ def test_list(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     heading, line = capsys.readouterr().out.splitlines()
     assert heading.split() == ["KIND", "KEY", "KERNEL", "SIZE", "BUILT", "DIRECTORY"]
     assert line.split()[:3] == ["tuned", "ab" * 6, "6.1.0"]
-    assert line.endswith(f"1970-01-01T00:00:01Z  {image.rootfs.parent}")
+    assert line.endswith(f"1970-01-01T00:00:02Z  {image.rootfs.parent}")
     assert main(["image", "list", "--json", "--config", str(file)]) == 0
     (said,) = json.loads(capsys.readouterr().out)
     assert said["kernel"] == str(image.kernel)

@@ -58,11 +58,11 @@ def test_an_image_can_be_moved_with_its_cache(tmp_path: Path) -> None:
     assert find_image(tmp_path / "b").kernel.exists()
 
 
-def test_the_tuned_kernel_is_preferred_unless_one_is_named(tmp_path: Path) -> None:
+def test_the_last_built_image_counts_unless_a_kernel_is_named(tmp_path: Path) -> None:
     put(tmp_path, "tuned", "t", 1.0)
     put(tmp_path, "debian", "d", 2.0)
-    assert find_image(tmp_path).kind == "tuned"
-    assert find_image(tmp_path, "debian").kind == "debian"
+    assert find_image(tmp_path).kind == "debian"
+    assert find_image(tmp_path, "tuned").kind == "tuned"
 
 
 @pytest.mark.parametrize("damage", ["vmlinux", "rootfs.erofs", "image.json"])
