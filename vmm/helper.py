@@ -99,7 +99,7 @@ async def until_listening(process: Process, path: Path, timeout: float) -> None:
 def _is_listening(path: Path) -> bool:
     with open("/proc/net/unix") as table:
         for line in table:
-            fields = line.rstrip("\n").split(" ", 7)
-            if len(fields) == 8 and fields[3] == _LISTENING and fields[7].endswith(f" {path}"):
+            fields = line.rstrip("\n").split(None, 7)
+            if len(fields) == 8 and fields[3] == _LISTENING and fields[7] == str(path):
                 return True
     return False

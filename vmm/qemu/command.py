@@ -84,7 +84,7 @@ def build(
         *_memory(spec),
         *_sandbox(spec, features),
         *_listener("qmp", listeners.qmp),
-        *("-mon", "chardev=qmp,mode=control"),
+        *_monitor(features),
         *_console(listeners),
         *_kernel(spec, accelerator, tsc_khz),
         *_ports(plan),
@@ -176,6 +176,12 @@ def _sandbox(spec: VmSpec, features: QemuFeatures) -> list[str]:
 
 def _listener(name: str, fd: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
+
+
+def _monitor(features: QemuFeatures) -> list[str]:
+    if features.monitor_object:
+        return ["-object", "monitor-qmp,id=mon0,chardev=qmp"]
+    return ["-mon", "chardev=qmp,mode=control"]
 
 
 def _console(listeners: Listeners) -> list[str]:

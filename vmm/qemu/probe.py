@@ -25,7 +25,7 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _MINIMUM = (7, 2, 0)
 _MACHINES = ("q35", "microvm")
 _DEVICES = (
@@ -65,6 +65,7 @@ class QemuFeatures:
         migrate_file: can migrate to ``file:`` (older ones need ``fd:``).
         reconnect_ms: client sockets take ``reconnect-ms`` (older ones ``reconnect``).
         mem_unplug_error: reports DIMM refusals as ``MEM_UNPLUG_ERROR`` as well.
+        monitor_object: monitors are objects (older ones spell them ``-mon``).
     """
 
     version: tuple[int, int, int]
@@ -76,6 +77,7 @@ class QemuFeatures:
     migrate_file: bool
     reconnect_ms: bool
     mem_unplug_error: bool
+    monitor_object: bool
 
     @property
     def version_text(self) -> str:
@@ -165,6 +167,7 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
         migrate_file=_has_file_transport(schema),
         reconnect_ms="reconnect-ms" in members,
         mem_unplug_error="MEM_UNPLUG_ERROR" in names,
+        monitor_object=any("monitor-qmp" in entry.get("values", ()) for entry in schema),
     )
 
 

@@ -174,7 +174,13 @@ class QemuHypervisor:
         self._hotplug = HotPlug(
             self._qmp, launched.plan, removals, self._capabilities, self._events.publish
         )
-        self._resizer = Resizer(self._qmp, removals, self.spec, self._capabilities)
+        self._resizer = Resizer(
+            self._qmp,
+            removals,
+            self.spec,
+            self._capabilities,
+            emulated=launched.accelerator.name == "tcg",
+        )
         self._set_state(VmState.SPAWNED)
 
     async def _tear_down(self, launched: Launched) -> None:

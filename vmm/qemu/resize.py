@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from vmm.errors import ApiError, GuestTimeout, InvalidConfig
+from vmm.errors import ApiError, GuestTimeout, InvalidConfig, LimitExceeded
 from vmm.hypervisor import Resized
 from vmm.qemu.command import VIRTIO_MEM_ID, memory_backend_type
 
@@ -32,10 +33,17 @@ class Resizer:
         removals: unplug requests.
         spec: the VM.
         capabilities: what this VM can do.
+        emulated: whether QEMU emulates the CPUs.
     """
 
     def __init__(
-        self, qmp: QmpClient, removals: Removals, spec: VmSpec, capabilities: Capabilities
+        self,
+        qmp: QmpClient,
+        removals: Removals,
+        spec: VmSpec,
+        capabilities: Capabilities,
+        *,
+        emulated: bool,
     ) -> None:
         self._qmp = qmp
         self._removals = removals
@@ -43,6 +51,9 @@ class Resizer:
         self._capabilities = capabilities
         self._lock = trio.Lock()
         self._cpus: list[str] = []
+        # Emulation makes room for so many CPU threads and aborts beyond, as the room of
+        # a removed CPU is not used again.
+        self._additions_left = spec.vcpu_limit - spec.vcpus if emulated else sys.maxsize
         self._dimms: dict[str, int] = {}
         self._serial = 0
 
@@ -62,7 +73,11 @@ class Resizer:
             if count < present:
                 self._capabilities.require("vcpu_down", "KVM, or QEMU 10 or later")
             free = [slot for slot in reversed(slots) if "qom-path" not in slot]
-            for slot in free[: max(0, count - present)]:
+            wanted = free[: max(0, count - present)]
+            if len(wanted) > self._additions_left:
+                raise LimitExceeded("emulation can't add a CPU again once it was removed")
+            for slot in wanted:
+                self._additions_left -= 1
                 name = self._new_name("vcpu")
                 await self._qmp.execute(
                     "device_add", {"driver": slot["type"], "id": name, **slot["props"]}
