@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -31,11 +32,12 @@ class DebianRoot:
     def run(self, *words: str, timeout: float = _RUN_TIMEOUT) -> subprocess.CompletedProcess[str]:
         """Run a command in it. The mounts live in a namespace that ends with the command."""
         script = (
-            'mount -t proc proc "$0/proc" && mount --rbind /sys "$0/sys" && '
-            'mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+            'mount --bind "$0" "$0" && cd "$0" && mount -t proc proc proc && '
+            "mount --rbind /sys sys && mount --rbind /dev dev && "
+            'pivot_root . . && umount -l . && exec "$@"'
         )
         return subprocess.run(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave",
+            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private",
              "sh", "-c", script, self.root, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -63,7 +65,7 @@ def debian13(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRoot]:
     settings.write_text(host_transport())
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=apt", f"--aptopt={settings}", f"--keyring={KEYRING}",
-         "--include=python3,ca-certificates", "trixie", root, mirror()],
+         "--include=python3,ca-certificates,mount", "trixie", root, mirror()],
         check=True, timeout=_CREATE_TIMEOUT,
     )  # fmt: skip
     for path in _HOST_FILES:
@@ -111,3 +113,14 @@ def test_install_leaves_foreign_files_alone(debian13: DebianRoot) -> None:
     assert debian13.run(f"{CHECKOUT}/deploy/uninstall").returncode == 0
     assert foreign.read_text() == "#!/bin/sh\n"
     foreign.unlink()
+
+
+@pytest.mark.vm
+def test_quickstart_runs_a_container(debian13: DebianRoot) -> None:
+    for _ in range(2):
+        done = debian13.run(f"{CHECKOUT}/deploy/quickstart")
+        assert done.returncode == 0, done.stdout
+        kernels = re.findall(r"^  (host|guest) kernel +(\S+)$", done.stdout, re.M)
+        assert [name for name, _ in kernels] == ["host", "guest"]
+        assert kernels[0][1] == os.uname().release != kernels[1][1]
+    assert not list((debian13.root / "tmp").glob("katapy-*"))
