@@ -78,6 +78,8 @@ DRIVERS = (
     "overlayfs",
     "virtio-fs",
 )
+_DRIVER_SECONDS = 10.0  # emulated, on a busy host; the mount itself tells what is missing then
+_DRIVER_POLL_SECONDS = 0.02
 _ALWAYS, _ON_ROOT_MISMATCH = 0, 1
 
 
@@ -199,6 +201,8 @@ class Storages:
         else:
             if fstype == "hugetlbfs":
                 options = _reserve_huge_pages(options)
+            if fstype != "bind":
+                await self._until_known(fstype)
             mount(source, point, fstype, options)
             self._mounted.add(point)
         if owner is not None:
@@ -207,6 +211,16 @@ class Storages:
         group = storage["fs_group"]
         if group is not None:
             apply_group(point, group["group_id"], group["group_change_policy"])
+
+    async def _until_known(self, fstype: str) -> None:
+        """Give a modular kernel, whose drivers load behind the agent, time to have it."""
+        waited = 0.0
+        while waited < _DRIVER_SECONDS:
+            with open("/proc/filesystems") as file:
+                if any(line.split()[-1] == fstype for line in file):
+                    return
+            await self._loop.sleep(_DRIVER_POLL_SECONDS)
+            waited += _DRIVER_POLL_SECONDS
 
     def release(self, points: Sequence[str]) -> None:
         """Give up mount points, last first, and unmount those nobody uses any more."""

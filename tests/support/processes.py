@@ -29,7 +29,9 @@ class Process:
     command: str
 
     def __str__(self) -> str:
-        return f"{self.pid} ({self.state}, parent {self.parent}) {self.command}"
+        # Nothing that changes while it lives, for these are compared before and after.
+        ended = " (ended, not reaped)" if self.state == "Z" else ""
+        return f"{self.pid}{ended} {self.command}"
 
 
 def become_subreaper() -> None:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -89,6 +90,9 @@ def _build(
     directory = image_directory(cache_dir, kind, key)
     if image := read_record(directory):
         progress(f"image {kind}-{key[:12]} is there already")
+        # What was asked for last is what find_image gives.
+        image = replace(image, built=time.time())
+        write_record(directory, image)
         return image
     vmlinux, release = (
         tuned.build_kernel(apt, kernel, cache_dir, progress) if kind == "tuned" else (None, "")

@@ -31,7 +31,7 @@ class GuestImage:
         kernel_release: as ``uname -r`` says it in the guest.
         agent_key: hash of the agent's sources in it.
         versions: Debian packages in it, name → version.
-        built: when, in seconds since 1970.
+        built: when it was last asked for, in seconds since 1970.
     """
 
     kind: KernelKind
@@ -47,7 +47,7 @@ class GuestImage:
 
 
 def list_images(cache_dir: Path = DEFAULT_CACHE) -> list[GuestImage]:
-    """Return the images that are ready to use, the last built first.
+    """Return the images that are ready to use, the last built (or asked for again) first.
 
     A damaged or half-removed image is left out.
     """
@@ -86,7 +86,9 @@ def write_record(directory: Path, image: GuestImage) -> None:
     fields: dict[str, Any] = asdict(image)
     for name in ("kernel", "initrd", "rootfs"):
         fields[name] = fields[name] and fields[name].name
-    (directory / _RECORD).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    draft = directory / f".{_RECORD}.new"
+    draft.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    draft.rename(directory / _RECORD)
 
 
 def read_record(directory: Path) -> GuestImage | None:

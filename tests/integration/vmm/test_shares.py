@@ -70,7 +70,7 @@ async def test_virtiofs_hot(spec: VmSpec, boot: Boot, shared: Path, virtiofsd: P
         boot(replace(spec, shared_memory=True)) as (vm, shell),
     ):
         handle = await vm.attach(FsDevice("share", "hot", socket))
-        await shell.until("mountpoint -q /mnt || mount -t virtiofs hot /mnt 2>/dev/null")
+        await shell.until("grep -q ' /mnt ' /proc/mounts || mount -t virtiofs hot /mnt 2>/dev/null")
         assert await shell.run("cat /mnt/hello; umount /mnt") == "from the host"
         await vm.detach(handle, 20)
 
