@@ -1,0 +1,348 @@
+"""QEMU's command line, option by option."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
+from vmm.qemu import command
+from vmm.qemu.accel import Accelerator
+from vmm.qemu.plan import MAX_PORTS, make_plan
+from vmm.qemu.probe import QemuFeatures, parse
+from vmm.spec import (
+    MIB,
+    BalloonDevice,
+    BlockDevice,
+    Device,
+    FsDevice,
+    MmioIndex,
+    NetDevice,
+    NinePDevice,
+    PanicDevice,
+    PciPath,
+    RngDevice,
+    SerialDevice,
+    VmSpec,
+    VsockDevice,
+)
+
+TCG = Accelerator("tcg")
+KVM = Accelerator("kvm")
+
+
+def features(version: str = "7.2") -> QemuFeatures:
+    return parse((Path(__file__).parent / "recorded" / f"qemu-{version}.jsonl").read_bytes())
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> VmSpec:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(b"kernel")
+    return VmSpec(kernel=kernel, runtime_dir=tmp_path, hotplug_slots=2)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> BlockDevice:
+    path = tmp_path / "a,disk.img"
+    path.write_bytes(bytes(512))
+    return BlockDevice("disk", path)
+
+
+class Line:
+    """A command line that can be asked for its options."""
+
+    def __init__(
+        self,
+        spec: VmSpec,
+        *,
+        accelerator: Accelerator = TCG,
+        version: str = "7.2",
+        tsc_khz: int = 2_400_000,
+    ) -> None:
+        self.plan = make_plan(spec)
+        ports = {name: 12 + n for n, name in enumerate(command.serial_ids(self.plan))}
+        self.argv = command.build(
+            spec,
+            self.plan,
+            binary=Path("/usr/bin/qemu"),
+            features=features(version),
+            accelerator=accelerator,
+            listeners=command.Listeners(10, 11 if spec.console else None, ports),
+            tsc_khz=tsc_khz,
+        )
+
+    def values(self, option: str) -> list[str]:
+        return [b for a, b in zip(self.argv, self.argv[1:], strict=False) if a == option]
+
+    def value(self, option: str) -> str:
+        (value,) = self.values(option)
+        return value
+
+    def objects(self, option: str) -> list[dict[str, Any]]:
+        return [json.loads(value) for value in self.values(option) if value.startswith("{")]
+
+    def device(self, driver: str) -> dict[str, Any]:
+        (found,) = [each for each in self.objects("-device") if each["driver"] == driver]
+        return found
+
+
+def with_device(spec: VmSpec, *devices: Device) -> VmSpec:
+    return replace(spec, devices=devices)
+
+
+def test_basics(spec: VmSpec) -> None:
+    line = Line(replace(spec, name="a,b"))
+    assert line.argv[0] == "/usr/bin/qemu"
+    assert line.value("-name") == "guest=a,,b,debug-threads=on"
+    for flag in ("-nodefaults", "-no-user-config", "-no-reboot", "-S"):
+        assert flag in line.argv
+    assert line.value("-kernel") == str(spec.kernel)
+    assert line.value("-smp") == "cpus=1,maxcpus=1,sockets=1,cores=1,threads=1"
+    assert line.value("-m") == "size=256M"
+    assert "socket,id=qmp,fd=10,server=on,wait=off" in line.values("-chardev")
+    assert "socket,id=console,fd=11,server=on,wait=off" in line.values("-chardev")
+    assert line.value("-serial") == "chardev:console"
+
+
+def test_accelerators(spec: VmSpec) -> None:
+    tcg, kvm = Line(spec), Line(spec, accelerator=KVM)
+    assert (tcg.value("-accel"), tcg.value("-cpu")) == ("tcg,thread=multi", "max")
+    assert (kvm.value("-accel"), kvm.value("-cpu")) == ("kvm", "host")
+    assert "tsc_early_khz=2400000 " in tcg.value("-append") + " "
+    assert "tsc_early_khz" not in kvm.value("-append")
+    assert Line(replace(spec, cpu_model="qemu64")).value("-cpu") == "qemu64"
+
+
+def test_no_rate_is_claimed_when_it_is_unknown(spec: VmSpec) -> None:
+    assert "tsc_early_khz" not in Line(spec, tsc_khz=0).value("-append")
+
+
+def test_monitor_spellings(spec: VmSpec) -> None:
+    assert Line(spec, version="7.2").value("-mon") == "chardev=qmp,mode=control"
+    assert Line(spec, version="10.0").value("-mon") == "chardev=qmp,mode=control"
+    newest = Line(spec, version="11.1")
+    assert newest.values("-mon") == []
+    assert "monitor-qmp,id=mon0,chardev=qmp" in newest.values("-object")
+
+
+def test_seccomp(spec: VmSpec) -> None:
+    on = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
+    assert Line(spec).value("-sandbox") == on
+    assert Line(replace(spec, sandbox_seccomp=False)).value("-sandbox") == "off"
+
+
+def test_microvm(spec: VmSpec, disk: BlockDevice) -> None:
+    line = Line(replace(spec, machine="microvm", image=disk, devices=(RngDevice(),)))
+    assert line.value("-M").startswith("microvm,")
+    assert line.value("-bios") == "qboot.rom"
+    assert line.device("virtio-blk-device")["drive"] == "block1-img"
+    assert "bus" not in line.device("virtio-rng-device")
+    assert "virtio-serial-device,id=vserial" in line.values("-device")
+    assert not any("pcie-root-port" in value for value in line.values("-device"))
+    assert line.plan.placed["disk"].handle.address == MmioIndex(0)
+
+
+def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -> None:
+    line = "console=hvc0 root=/dev/vdb rw panic=5 -- -I /agent.py"
+    spec = replace(spec, image=replace(disk, read_only=True), cmdline=line)
+    result = command.kernel_cmdline(spec, KVM, 0)
+    kernel, _, init = result.partition(" -- ")
+    assert kernel.split() == [
+        *("console=hvc0", "root=/dev/vdb", "rw", "panic=5"),
+        *("reboot=t", "katapy.channel=serial"),
+    ]
+    assert init == "-I /agent.py"
+
+
+def test_root_of_the_image(spec: VmSpec, disk: BlockDevice) -> None:
+    words = command.kernel_cmdline(replace(spec, image=disk), TCG, 0).split()
+    assert {"root=/dev/vda", "rw", "cryptomgr.notests"} <= set(words)
+    read_only = replace(spec, image=replace(disk, read_only=True))
+    assert command.kernel_cmdline(read_only, TCG, 0).split()[-1] == "ro"
+
+
+def test_too_long_kernel_line(spec: VmSpec) -> None:
+    with pytest.raises(InvalidConfig, match="2047 bytes"):
+        Line(replace(spec, cmdline="x=" + "y" * 2050))
+
+
+def test_disk(spec: VmSpec, disk: BlockDevice) -> None:
+    disk = replace(disk, serial="S", read_only=True, direct=True, shared=True)
+    line = Line(with_device(spec, disk))
+    (node,) = line.objects("-blockdev")
+    assert node["read-only"] is True
+    assert node["discard"] == "ignore"
+    assert node["cache"] == {"direct": True, "no-flush": False}
+    assert node["file"] == {
+        "driver": "file",
+        "filename": str(disk.path),
+        "locking": "off",
+        "cache": {"direct": True},
+    }
+    device = line.device("virtio-blk-pci")
+    assert (device["drive"], device["serial"]) == (node["node-name"], "S")
+    address = line.plan.placed["disk"].handle.address
+    assert str(address) == device["addr"]
+    assert device["bus"] == "pcie.0"
+
+
+def test_disk_mistakes(spec: VmSpec, disk: BlockDevice) -> None:
+    with pytest.raises(InvalidConfig, match="at most 20 bytes"):
+        Line(with_device(spec, replace(disk, serial="é" * 11)))
+    with pytest.raises(InvalidConfig, match="no disk image at /nonexistent"):
+        Line(with_device(spec, replace(disk, path=Path("/nonexistent"))))
+    with pytest.raises(Conflict):
+        Line(with_device(spec, disk, disk))
+
+
+def test_network(spec: VmSpec) -> None:
+    by_name = Line(with_device(spec, NetDevice("n", "02:00:00:00:00:01", tap="tap0", mtu=1400)))
+    (backend,) = by_name.objects("-netdev")
+    assert (backend["ifname"], backend["script"], backend["vhost"]) == ("tap0", "no", False)
+    device = by_name.device("virtio-net-pci")
+    assert (device["mac"], device["host_mtu"]) == ("02:00:00:00:00:01", 1400)
+    assert device["romfile"] == ""
+    queues = Line(with_device(spec, NetDevice("n", "02:00:00:00:00:01", fds=(20, 21))))
+    assert queues.objects("-netdev")[0]["fds"] == "20:21"
+    assert queues.device("virtio-net-pci") | {"mq": True, "vectors": 6} == queues.device(
+        "virtio-net-pci"
+    )
+    for wrong in (NetDevice("n", "m"), NetDevice("n", "m", tap="t", fds=(1,))):
+        with pytest.raises(InvalidConfig, match="either a tap name or open descriptors"):
+            Line(with_device(spec, wrong))
+
+
+def test_shares(spec: VmSpec) -> None:
+    line = Line(
+        with_device(
+            spec,
+            FsDevice("f", "tag", Path("/run/a,b.sock")),
+            NinePDevice("p", "nine", Path("/a,b"), read_only=True),
+        )
+    )
+    assert any(value.endswith(",path=/run/a,,b.sock") for value in line.values("-chardev"))
+    assert line.device("vhost-user-fs-pci")["queue-size"] == 1024
+    fsdev = line.value("-fsdev")
+    assert fsdev.startswith("local,")
+    assert ",path=/a,,b," in fsdev
+    assert fsdev.endswith("readonly=on")
+    assert line.device("virtio-9p-pci")["mount_tag"] == "nine"
+    (memory,) = line.values("-object")
+    assert memory == "memory-backend-memfd,id=mem,size=256M,share=on"
+    assert Line(spec).values("-object") == ["memory-backend-ram,id=mem,size=256M,share=off"]
+    with pytest.raises(InvalidConfig, match="31 bytes"):
+        Line(with_device(spec, NinePDevice("p", "x" * 32, Path("/"))))
+
+
+def test_small_devices(spec: VmSpec) -> None:
+    line = Line(
+        with_device(
+            spec,
+            RngDevice(),
+            BalloonDevice(),
+            PanicDevice(),
+            SerialDevice("extra", "org.example"),
+        )
+    )
+    assert line.device("virtio-rng-pci")["rng"] == line.objects("-object")[0]["id"]
+    balloon = line.device("virtio-balloon-pci")
+    assert balloon["free-page-reporting"] is True
+    assert balloon["deflate-on-oom"] is True
+    assert line.device("pvpanic-pci")
+    ports = [each for each in line.objects("-device") if each["driver"] == "virtserialport"]
+    assert [port["name"] for port in ports] == ["org.katapy.agent.0", "org.example"]
+    assert sum(value.startswith("virtio-serial-pci") for value in line.values("-device")) == 1
+    with pytest.raises(Unsupported):
+        Line(replace(spec, machine="microvm", devices=(PanicDevice(),)))
+
+
+def test_vsock(spec: VmSpec) -> None:
+    spec = replace(spec, channel="vsock")
+    with pytest.raises(InvalidConfig, match="needs a VsockDevice"):
+        Line(spec)
+    kernel = Line(with_device(spec, VsockDevice(cid=7, fd=30)))
+    device = kernel.device("vhost-vsock-pci")
+    assert (device["guest-cid"], device["vhostfd"]) == (7, "30")
+    assert "virtserialport" not in str(kernel.argv)
+    daemon = Line(with_device(spec, VsockDevice(vhost_user=Path("/v"), uds=Path("/u"))))
+    assert daemon.device("vhost-user-vsock-pci")
+    assert "share=on" in daemon.value("-object")
+    assert "katapy.channel=vsock" in daemon.value("-append")
+
+
+def test_room_to_grow(spec: VmSpec) -> None:
+    spec = replace(spec, vcpus=2, max_vcpus=4, max_memory_bytes=1000 * MIB)
+    line = Line(spec)
+    assert line.value("-smp") == "cpus=2,maxcpus=4,sockets=1,cores=4,threads=1"
+    # 744 MiB more, in whole memory blocks of 128 MiB.
+    assert line.value("-m") == "size=256M,slots=16,maxmem=1024M"
+    hot = "memory-backend-ram,id=hotmem,size=768M,share=off,reserve=off"
+    assert hot in line.values("-object")
+    assert any(value.startswith("virtio-mem-pci,") for value in line.values("-device"))
+    assert "memhp_default_state=online_movable" in line.value("-append")
+    dimms = Line(replace(spec, memory_hotplug="dimm"))
+    assert not any("virtio-mem" in value for value in dimms.values("-device"))
+    with pytest.raises(InvalidConfig, match="microvm can't grow"):
+        Line(replace(spec, machine="microvm"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"machine": "pc"}, "known are q35, microvm"),
+        ({"vcpus": 0}, "at least one CPU"),
+        ({"memory_bytes": 1000}, "whole MiB"),
+        ({"kernel": Path("/nonexistent")}, "kernel: no file at /nonexistent"),
+        ({"initrd": Path("/nonexistent")}, "initrd: no file at /nonexistent"),
+        ({"hotplug_slots": MAX_PORTS + 1}, "hotplug_slots: 0 to 120"),
+    ],
+)
+def test_mistakes(spec: VmSpec, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        Line(replace(spec, **change))
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 15, 16, 40, MAX_PORTS])
+def test_hotplug_ports(spec: VmSpec, count: int, disk: BlockDevice) -> None:
+    line = Line(replace(spec, hotplug_slots=count))
+    ports = [value for value in line.values("-device") if value.startswith("pcie-root-port")]
+    addresses = {value.partition("addr=")[2].partition(",")[0] for value in ports}
+    assert len(ports) == len(addresses) == count
+    assert all(0x10 <= int(address.split(".")[0], 16) <= 0x1E for address in addresses)
+    paths = set()
+    for number in range(count):
+        placed = line.plan.add_hot(replace(disk, id=str(number)), ())
+        assert isinstance(placed.handle.address, PciPath)
+        paths.add(str(placed.handle.address))
+    assert len(paths) == count
+    assert all("." not in path for path in paths) or count > 15
+    with pytest.raises(LimitExceeded):
+        line.plan.add_hot(disk, ())
+
+
+def test_a_port_is_free_again_after_release(spec: VmSpec, disk: BlockDevice) -> None:
+    plan = make_plan(replace(spec, hotplug_slots=1))
+    placed = plan.add_hot(disk, ())
+    with pytest.raises(Conflict):
+        plan.add_hot(disk, ())
+    plan.release(placed)
+    plan.release(placed)
+    assert plan.add_hot(disk, ()).handle.address == placed.handle.address
+    with pytest.raises(LimitExceeded):
+        plan.add_hot(replace(disk, id="other"), ())
+
+
+def test_cold_slots_run_out(spec: VmSpec) -> None:
+    with pytest.raises(LimitExceeded, match="no slot is left"):
+        make_plan(with_device(spec, *(RngDevice(str(number)) for number in range(40))))
+
+
+def test_pci_paths() -> None:
+    assert str(PciPath(((2, 0),))) == "02"
+    assert str(PciPath(((0x1E, 0), (0, 0)))) == "1e/00"
+    assert str(PciPath(((0x10, 3), (0, 0)))) == "10.3/00"
