@@ -23,6 +23,7 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.pod_builder import Backends
 from shim.pod_vm import Helper
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
@@ -90,8 +91,7 @@ async def _serve(context: ShimContext) -> None:
         runtime_dir=Path(
             ledgers.runtime_dir(context.state_dir, context.namespace, context.group_id)
         ),
-        make_hypervisor=_make_qemu,
-        make_virtiofsd=_make_virtiofsd,
+        backends=Backends(hypervisor=_make_qemu, virtiofsd=_make_virtiofsd),
         publish=publish,
         log=log,
         refusal=refusal,

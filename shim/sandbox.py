@@ -7,18 +7,16 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from protos.kata import agent_pb2
 from shim.agent import Agent
 from shim.config.model import Config
 from shim.container import Container
+from shim.container_files import ContainerFiles
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -30,30 +28,18 @@ from shim.errors import (
 from shim.events import Publish, TaskCreate, TaskOOM
 from shim.ledger import Ledger
 from shim.log import Log
-from shim.net.netns import open_netns
 from shim.oci.guest_spec import guest_spec
-from shim.oci.mounts import host_mounts
 from shim.oci.spec import load_spec
-from shim.pod_vm import Helper, PodVm, PodVmPlan
+from shim.pod_builder import Backends, PodBuilder
+from shim.pod_vm import PodVm
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
-from shim.storage.guest_share import share_storage
-from shim.storage.options import Mount
-from shim.storage.rootfs import BlockRootfs, plan_rootfs
-from shim.storage.share import GUEST_SHARE, Share
-from shim.vm_plan import VmPlan, plan_vm
-from vmm.hypervisor import Hypervisor, Recorder
-from vmm.spec import BlockDevice, VmSpec
-
-MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
-MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
 
 REMOVE_TIMEOUT_S = 10.0
-DETACH_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 
 
@@ -66,8 +52,7 @@ class Sandbox:
         config: the effective configuration.
         ledger: takes every resource before it is made.
         runtime_dir: short directory for sockets and the share; made when needed.
-        make_hypervisor: builds the VM's backend.
-        make_virtiofsd: builds the file server's context.
+        backends: what the VM is made with.
         publish: takes task events.
         log: the shim's log.
         stages: the pod's start.
@@ -82,8 +67,7 @@ class Sandbox:
         config: Config,
         ledger: Ledger,
         runtime_dir: Path,
-        make_hypervisor: MakeHypervisor,
-        make_virtiofsd: MakeVirtiofsd,
+        backends: Backends,
         publish: Publish,
         log: Log,
         stages: Stages,
@@ -93,10 +77,6 @@ class Sandbox:
         self._refusal = refusal
         self._namespace = namespace
         self._config = config
-        self._ledger = ledger
-        self._runtime_dir = runtime_dir
-        self._make_hypervisor = make_hypervisor
-        self._make_virtiofsd = make_virtiofsd
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -105,8 +85,19 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
-        self._share: Share | None = None
+        self._files: ContainerFiles | None = None
         self._cleanup = Rollback(log)
+        self._builder = PodBuilder(
+            sandbox_id=sandbox_id,
+            config=config,
+            ledger=ledger,
+            runtime_dir=runtime_dir,
+            backends=backends,
+            cleanup=self._cleanup,
+            on_oom=self._oom,
+            log=log,
+            stages=stages,
+        )
         self._nursery: trio.Nursery
 
     @property
@@ -210,9 +201,9 @@ class Sandbox:
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
-        vm = await self._started(spec)
-        storages, rootfs = await self._add_rootfs(request, spec, vm, cleanup)
-        sources = await self._add_volumes(request.container_id, spec, cleanup)
+        vm, files = await self._started(spec)
+        storages, rootfs = await files.add_rootfs(request, spec, cleanup)
+        sources = await files.add_volumes(request.container_id, spec, cleanup)
         guest = guest_spec(
             spec,
             container_id=request.container_id,
@@ -278,75 +269,6 @@ class Sandbox:
 
         await self._nursery.start(guarded)
 
-    async def _add_rootfs(
-        self, request: CreateContainer, spec: dict[str, Any], vm: PodVm, cleanup: Rollback
-    ) -> tuple[list[agent_pb2.Storage], str]:
-        """Bring the root file system into the guest; its storages and its path there."""
-        root = os.path.join(request.bundle, spec["root"]["path"])
-        capabilities = vm.hypervisor.capabilities
-        plan = plan_rootfs(
-            [Mount(m.type, m.source, m.target, m.options) for m in request.rootfs],
-            root,
-            can_share=self._share is not None,
-            can_attach=capabilities.block_hot == "add_remove"
-            and not self._config.hypervisor.disable_block_device_use,
-        )
-        if not isinstance(plan, BlockRootfs):
-            assert self._share is not None
-            share = self._share
-            cleanup.push(
-                "the shared files", lambda: share.remove(request.container_id), timeout=30.0
-            )
-            return [], await share.add_rootfs(request.container_id, plan)
-        device = BlockDevice(
-            _device_id(request.container_id),
-            Path(plan.path),
-            read_only=plan.read_only,
-            direct=plan.direct_io,
-            shared=plan.read_only,
-        )
-        handle = await vm.hypervisor.attach(device)
-
-        async def detach() -> None:
-            if not vm.gone.is_set() and not vm.hypervisor.exited.is_set():
-                await vm.hypervisor.detach(handle, DETACH_TIMEOUT_S)
-
-        cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
-        path = (
-            f"{GUEST_SHARE}/{request.container_id}/rootfs"
-            if self._share is None
-            else (f"/run/kata-containers/sandbox/storage/{_device_id(request.container_id)}")
-        )
-        storage = agent_pb2.Storage(
-            driver="blk",
-            source=str(handle.address),
-            fstype=plan.fstype,
-            options=plan.options,
-            mount_point=path,
-        )
-        return [storage], path
-
-    async def _add_volumes(
-        self, container_id: str, spec: dict[str, Any], cleanup: Rollback
-    ) -> dict[int, str]:
-        """Share the spec's bind mounts; their guest paths by their place in the spec."""
-        wanted = host_mounts(spec)
-        if not wanted:
-            return {}
-        share = self._share
-        if share is None:
-            raise Unimplemented(
-                f"container {container_id}: {wanted[0].destination} is a mount of the host, "
-                "and shared_fs = 'none' shares none"
-            )
-        cleanup.push("the shared volumes", lambda: share.remove(container_id), timeout=30.0)
-        return {
-            mount.index: await share.add_volume(
-                container_id, mount.source, read_only=mount.readonly, recursive=mount.recursive
-            )
-            for mount in wanted
-        }
-
     async def _remove_in_guest(self, request: CreateContainer) -> None:
         vm = self._vm
         if vm is None or vm.gone.is_set() or vm.hypervisor.exited.is_set():
@@ -355,8 +277,8 @@ class Sandbox:
 
     # -- the VM -----------------------------------------------------------------------
 
-    async def _started(self, spec: dict[str, Any]) -> PodVm:
-        """The pod's running VM; started by the first who asks.
+    async def _started(self, spec: dict[str, Any]) -> tuple[PodVm, ContainerFiles]:
+        """The pod's running VM, started by the first who asks, and the way of files into it.
 
         Raises:
             Unavailable: it has ended.
@@ -365,56 +287,28 @@ class Sandbox:
             state = self._lifecycle.state
             if state is SandboxState.RUNNING:
                 assert self._vm is not None
+                assert self._files is not None
                 _ = self._vm.agent
-                return self._vm
+                return self._vm, self._files
             if state is not SandboxState.NEW:
                 raise Unavailable(f"pod {self.id} is {state.value}")
             self._lifecycle.move(SandboxState.STARTING)
             try:
-                self._vm = await self._start(spec)
+                vm, share = await self._builder.build(spec, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
-                self._vm = self._share = None
+                self._vm = None
                 self._lifecycle.move(SandboxState.NEW)
                 raise
+            self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
+            self._files = ContainerFiles(self._config, vm, share)
             self._lifecycle.move(SandboxState.RUNNING)
-            self._log.info("the pod's VM is up", pid=self._vm.pid, stages=str(self._stages))
-            return self._vm
+            self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
+            return vm, self._files
 
-    async def _start(self, spec: dict[str, Any]) -> PodVm:
-        self._stages.reached("create")
-        self._make_runtime_dir()
-        netns = await trio.to_thread.run_sync(open_netns, spec)
-        try:
-            plan = plan_vm(
-                self._config, name=f"katapy-{self.id}", runtime_dir=self._runtime_dir, netns=netns
-            )
-            storages = await self._make_share(plan)
-            helpers: tuple[AbstractAsyncContextManager[Helper], ...] = ()
-            if plan.shared_fs == "virtio-fs":
-                helpers = (self._make_virtiofsd(plan, self._config, self._recorder("virtiofsd")),)
-            vm = PodVm(
-                self._make_hypervisor(plan.spec, self._config, self._recorder("vmm")),
-                PodVmPlan(
-                    sandbox_id=self.id,
-                    spec=plan.spec,
-                    helpers=helpers,
-                    storages=tuple(storages),
-                    hostname=spec.get("hostname", ""),
-                    kernel_modules=self._config.agent.kernel_modules,
-                    dial_timeout=float(self._config.agent.dial_timeout),
-                ),
-                self._oom,
-                self._log,
-                self._stages,
-            )
-            self._vm = vm
-            await self._nursery.start(self._run_vm, vm)
-        finally:
-            if netns is not None:
-                os.close(netns)
-        self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
-        return vm
+    async def _run_in_nursery(self, vm: PodVm) -> None:
+        self._vm = vm
+        await self._nursery.start(self._run_vm, vm)
 
     async def _run_vm(self, vm: PodVm, *, task_status: trio.TaskStatus[None]) -> None:
         ready = False
@@ -437,57 +331,12 @@ class Sandbox:
             # With no container left there is nothing to sync or to end first.
             await self._vm.stop(orderly=bool(self._containers))
 
-    async def _make_share(self, plan: VmPlan) -> list[agent_pb2.Storage]:
-        if plan.shared_fs == "none":
-            return []
-        share = Share(str(plan.share_dir), self._ledger)
-        self._cleanup.push("the share", share.aclose, timeout=30.0)
-        await share.prepare()
-        self._share = share
-        return [share_storage(plan.shared_fs, plan.msize)]
-
-    def _make_runtime_dir(self) -> None:
-        entry = self._ledger.add("dir", path=str(self._runtime_dir), tree=True)
-        os.makedirs(self._runtime_dir, mode=0o700, exist_ok=True)
-
-        async def remove() -> None:
-            os.rmdir(self._runtime_dir)
-            self._ledger.remove(entry)
-
-        self._cleanup.push(f"directory {self._runtime_dir}", remove)
-
-    def _recorder(self, role: str) -> Recorder:
-        """Enter what a backend makes into the ledger, and forget it when it is gone."""
-
-        def record(kind: str, value: str | int) -> None:
-            if kind == "process":
-                from shim import process_table
-
-                started = process_table.start_time(int(value)) or 0
-                entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
-            else:
-                entry = self._ledger.add(kind, path=str(value))
-
-            async def forget() -> None:
-                self._ledger.remove(entry)
-
-            self._cleanup.push(f"ledger entry {kind} {value}", forget)
-
-        return record
-
     def _oom(self, container_id: str) -> None:
         if container_id in self._containers:
             self._publish(TaskOOM(container_id))
 
     def _console(self) -> str:
         return " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
-
-
-def _device_id(container_id: str) -> str:
-    """A device name for a container's root disk, short and of safe characters."""
-    from shim.sockets import sha256_hex
-
-    return f"rootfs-{sha256_hex(container_id.encode())[:12]}"
 
 
 def _network_path(agent: Agent) -> str | None:
