@@ -19,6 +19,7 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
 from shim.stages import Stages
@@ -97,6 +98,7 @@ async def _serve(context: ShimContext) -> None:
     server = Server(_services(TaskService(sandbox, shutdown)), map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)
