@@ -224,6 +224,7 @@ class VmSpec:
         runtime_dir: existing directory for the VM's sockets; its path must be short
             (a unix socket path has 107 bytes).
         name: shown in the host's process list.
+        arch: the guest's architecture as ``uname -m`` says it; empty is the host's.
         machine: the backend's machine type.
         vcpus: virtual CPUs at boot.
         max_vcpus: how far CPU hot-plug may go; 0 is ``vcpus``.
@@ -252,6 +253,7 @@ class VmSpec:
     kernel: Path
     runtime_dir: Path
     name: str = "katapy"
+    arch: str = ""
     machine: str = "q35"
     vcpus: int = 1
     max_vcpus: int = 0

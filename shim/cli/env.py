@@ -129,10 +129,11 @@ def _accelerator() -> str:
 
 
 def _qemu(config: Config) -> dict[str, str]:
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
     try:
-        binary = probe.find_binary(config.hypervisor.path or "")
+        binary = probe.find_binary(architecture(), config.hypervisor.path or "")
         features = probe.probe(binary)
     except VmmError:
         return {"path": "", "version": ""}

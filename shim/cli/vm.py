@@ -24,12 +24,13 @@ _VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 def accelerator(config: Config) -> Iterable[Finding]:
     """KVM, proved by a small VM, or emulation."""
+    from vmm.arch import architecture
     from vmm.qemu import accel
 
     wanted = cast('Literal["auto", "kvm", "tcg"]', config.katapy.accelerator)
     name = "accelerator"
     try:
-        chosen = accel.choose(wanted)
+        chosen = accel.choose(wanted, architecture())
     except InvalidConfig as error:
         yield Finding(name, Level.FAIL, str(error), 'set accelerator = "auto" in [katapy]')
         return
@@ -45,10 +46,11 @@ def accelerator(config: Config) -> Iterable[Finding]:
 
 def qemu(config: Config) -> Iterable[Finding]:
     """QEMU, with what the configuration needs of it."""
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
     try:
-        binary = probe.find_binary(config.hypervisor.path or "")
+        binary = probe.find_binary(architecture(), config.hypervisor.path or "")
         features = probe.probe(binary)
     except InvalidConfig as error:
         advice = "install qemu-system (7.2 or later), or set path in [hypervisor.qemu]"
