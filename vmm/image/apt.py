@@ -94,13 +94,19 @@ class Apt:
             max_age: seconds that lists fetched before are good for.
 
         Raises:
-            ImageError: they can't be fetched.
+            ImageError: not one of them can be fetched, nor was there one before. With
+                some missing, what can't be resolved without them says so later.
         """
         stamp = self._lists / ".updated"
         if stamp.exists() and time.time() - stamp.stat().st_mtime < max_age:
             return
-        run(["apt-get", *self._options, "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
-        stamp.touch()
+        try:
+            run(["apt-get", *self._options, "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
+        except ImageError:
+            if not any(self._lists.glob("*_Packages*")):
+                raise
+        else:
+            stamp.touch()
 
     def closure(self, names: Iterable[str]) -> list[Package]:
         """Return these packages and all they depend on, as for an empty system, sorted.
