@@ -83,6 +83,7 @@ def build(
         *_cpus(spec, accelerator),
         *_memory(spec),
         *_sandbox(spec, features),
+        *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
         *_console(listeners),
@@ -112,6 +113,8 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
             raise InvalidConfig(f"{what}: no file at {path}")
     if spec.vcpus < 1 or spec.memory_bytes < MIB or spec.memory_bytes % MIB:
         raise InvalidConfig("a VM needs at least one CPU and whole MiB of memory")
+    if spec.memory_file is not None and spec.restored and spec.needs_shared_memory:
+        raise InvalidConfig("a VM loaded from a memory file can't have vhost-user devices")
     if spec.sandbox_seccomp and not features.sandbox:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
@@ -148,7 +151,13 @@ def _memory(spec: VmSpec) -> list[str]:
         spare = DIMM_SLOTS << 30 if spec.memory_hotplug == "dimm" else 0
         maxmem = (spec.memory_bytes + hot + spare) // MIB
         size += f",slots={DIMM_SLOTS},maxmem={maxmem}M"
-    return ["-m", size, "-object", _memory_object("mem", spec.memory_bytes, spec)]
+    memory = _memory_object("mem", spec.memory_bytes, spec)
+    if spec.memory_file is not None:
+        share = "off" if spec.restored else "on"
+        path = str(spec.memory_file).replace(",", ",,")
+        memory = f"memory-backend-file,id=mem,size={spec.memory_bytes // MIB}M"
+        memory += f",share={share},mem-path={path}"
+    return ["-m", size, "-object", memory]
 
 
 def memory_backend_type(spec: VmSpec) -> str:
