@@ -61,6 +61,8 @@ _KNOWN = (
 )
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({a.name: a for a in _KNOWN})
 """By name as ``uname -m`` says it."""
+MACHINES = tuple(dict.fromkeys(machine for arch in _KNOWN for machine in arch.machines))
+"""QEMU machine types we can drive."""
 
 
 def host_architecture() -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmm.arch import ARCHITECTURES, Architecture
+from vmm.arch import MACHINES, Architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.qmp_codec import (
     Failure,
@@ -28,7 +28,6 @@ from vmm.qemu.qmp_codec import (
 _TIMEOUT = 20
 _CACHE_FORMAT = 4
 _MINIMUM = (7, 2, 0)
-_MACHINES = tuple(dict.fromkeys(m for a in ARCHITECTURES.values() for m in a.machines))
 _DEVICES = (
     "pvpanic-pci",
     "vhost-user-fs-pci",
@@ -162,7 +161,7 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
     return QemuFeatures(
         version=greeting.version,
         package=greeting.package,
-        machines=tuple(name for name in _MACHINES if name in machines),
+        machines=tuple(name for name in MACHINES if name in machines),
         devices=tuple(name for name in _DEVICES if name in replies),
         sandbox="sandbox" in options,
         run_with="run-with" in options,
