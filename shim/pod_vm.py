@@ -17,6 +17,7 @@ from protos.kata import agent_pb2
 from shim.agent import Agent, connect
 from shim.errors import Unavailable
 from shim.log import Log
+from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
 from vmm.hypervisor import Hypervisor
 from vmm.spec import VmSpec
@@ -52,6 +53,7 @@ class PodVmPlan:
         hostname: the pod's host name; empty leaves the guest's.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        network: the pod's network; None when it has none.
     """
 
     sandbox_id: str
@@ -61,6 +63,7 @@ class PodVmPlan:
     hostname: str
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    network: PodNetwork | None = None
 
 
 class PodVm:
@@ -127,6 +130,9 @@ class PodVm:
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
+                network = self._plan.network
+                if network is not None:
+                    network.release_descriptors()
                 await self._hypervisor.boot()
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
@@ -138,6 +144,9 @@ class PodVm:
                     kernel_modules=self._plan.kernel_modules,
                 )
                 self._stages.reached("sandbox")
+                if network is not None:
+                    await network.configure(agent)
+                    self._stages.reached("network")
                 self._agent = agent
                 task_status.started()
                 try:
