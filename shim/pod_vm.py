@@ -117,6 +117,11 @@ class PodVm:
             raise Unavailable(f"the VM of pod {self._plan.sandbox_id} is gone: {reason}")
         return self._agent
 
+    @property
+    def network(self) -> PodNetwork | None:
+        """The pod's network; None when the pod has none of its own."""
+        return self._plan.network
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the VM until it ends or :meth:`stop` is called; ready when the agent answers.
 
@@ -145,7 +150,7 @@ class PodVm:
                 )
                 self._stages.reached("sandbox")
                 if network is not None:
-                    await network.configure(agent)
+                    await network.configure(self._hypervisor, agent)
                     self._stages.reached("network")
                 self._agent = agent
                 task_status.started()
@@ -162,6 +167,8 @@ class PodVm:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forward_ooms, agent)
             nursery.start_soon(self._check_health, agent)
+            if self._plan.network is not None:
+                nursery.start_soon(self._plan.network.watch)
             for helper in helpers:
                 nursery.start_soon(self._watch_helper, helper)
             nursery.start_soon(self._watch_exit)

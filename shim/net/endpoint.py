@@ -22,7 +22,14 @@ from shim.net.links import Link
 from shim.net.rtnl import IFF_UP
 from shim.net.scan import OURS
 from shim.net.tap import open_tap
-from shim.netlink import RTM_NEWLINK, RouteSocket, attribute, link_index, link_message
+from shim.netlink import (
+    RTM_NEWLINK,
+    RouteSocket,
+    attribute,
+    delete_ingress,
+    link_index,
+    link_message,
+)
 from vmm.spec import NetDevice
 
 _IFLA_MTU, _IFLA_AF_SPEC = 4, 26
@@ -69,6 +76,7 @@ def connect_by_tc(channel: RouteSocket, link: Link, *, queues: int) -> Endpoint:
         fds = open_tap(name, queues)
     except OSError as error:
         raise _failed(link, f"cannot make the tap {name} (see /dev/net/tun)", error) from error
+    owned = False
     try:
         tap = link_index(channel, name)
         _bring_up(channel, tap, link.mtu)
@@ -76,9 +84,12 @@ def connect_by_tc(channel: RouteSocket, link: Link, *, queues: int) -> Endpoint:
             channel.request(RTM_NEWLINK, 0, link_message(link.index, IFF_UP, IFF_UP))
         tc.add_ingress(channel, tap)
         _add_ingress(channel, link)
+        owned = True
         tc.redirect(channel, link.index, tap)
         tc.redirect(channel, tap, link.index)
     except BaseException as error:
+        if owned:
+            delete_ingress(link.name)
         for fd in fds:
             os.close(fd)
         if isinstance(error, OSError):

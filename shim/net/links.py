@@ -6,7 +6,7 @@ colons. Standard library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,6 @@ class Link:
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
 
-    @property
-    def identity(self) -> tuple[int, str]:
-        """What stays the same for as long as it is the same device."""
-        return self.index, self.mac
-
-    def without_configuration(self) -> Link:
-        """Return the bare device."""
-        return replace(self, addresses=(), routes=(), neighbours=())
-
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -111,8 +102,10 @@ class Scan:
 
     Args:
         links: those that a VM can be connected to, in the kernel's order.
+        present: the numbers of all links, whatever they are.
         notes: what was left out and why, a line each.
     """
 
     links: tuple[Link, ...]
+    present: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()

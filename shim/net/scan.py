@@ -43,8 +43,9 @@ def scan(channel: RouteSocket) -> Scan:
         OSError: the kernel does not answer.
     """
     raw = [rtnl.parse_link(body) for body in channel.dump(RTM_GETLINK, link_message(0))]
+    present = frozenset(link.index for link in raw)
     if all(_is_ours_or_builtin(link) for link in raw):
-        return Scan(())  # the usual case of a namespace that has just been made
+        return Scan((), present)  # the usual case of a namespace that has just been made
     addresses = _addresses(channel)
     routes = _routes(channel)
     neighbours = _neighbours(channel)
@@ -70,7 +71,7 @@ def scan(channel: RouteSocket) -> Scan:
                 neighbours=tuple(neighbours[link.index]),
             )
         )
-    return Scan(tuple(links), tuple(notes))
+    return Scan(tuple(links), present, tuple(notes))
 
 
 def _is_ours_or_builtin(link: rtnl.RawLink) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.ctr import Ctr
 from tests.support.netns import Netns, join_by_veth, new_netns
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 
@@ -46,3 +47,26 @@ def test_ping_of_either_family_both_ways(ctr: Ctr, pod: Netns, world: Netns) -> 
     ctr.remove_all()
     assert pod.links() == {"lo", "eth0"}
     assert pod.qdiscs() == []
+
+
+@pytest.mark.core
+def test_links_that_come_and_go_while_it_runs(ctr: Ctr, pod: Netns, world: Netns) -> None:
+    name = ctr.start("sleep", "1000", options=in_pod(pod))
+    join_by_veth(pod, world)
+    eventually(
+        lambda: "192.0.2.2" in ctr.exec(name, "ip", "addr").text, "eth0 in the guest", timeout=15
+    )
+    assert ctr.exec(name, "ping", "-c", "2", "-W", "5", "192.0.2.1").code == 0
+    pod.ip("addr", "add", "192.0.2.77/24", "dev", "eth0")
+    pod.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.1")
+    eventually(
+        lambda: "192.0.2.77" in ctr.exec(name, "ip", "addr").text, "the new address", timeout=15
+    )
+    eventually(
+        lambda: "198.51.100.0" in ctr.exec(name, "ip", "route").text, "the new route", timeout=15
+    )
+    pod.ip("link", "del", "eth0")
+    eventually(
+        lambda: "eth0" not in ctr.exec(name, "ip", "addr").text, "eth0 out of the guest", timeout=15
+    )
+    assert pod.links() == {"lo"}
