@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
@@ -24,13 +25,18 @@ from vmm.spec import (
     PanicDevice,
     RngDevice,
     VmSpec,
+    VsockDevice,
 )
 
 if TYPE_CHECKING:
+    from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
 
 SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
+Channel = Literal["serial", "vsock"]
+
+_HYBRID_CID = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +72,90 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
     """
     vm = config.hypervisor
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
-    shared_fs = _shared_fs(config, tuned=tuned)
+    shared_fs = choose_shared_fs(config, has_9p=tuned)
     share_dir = runtime_dir / "shared"
     socket = runtime_dir / "virtiofsd.sock"
-    devices: list[Device] = [RngDevice(), PanicDevice()]
+    channel = choose_channel(config)
+    devices: list[Device] = [RngDevice()]
+    if not isinstance(vm, Firecracker):  # which has no such device
+        devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
-    if shared_fs == "virtio-fs":
+    if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
         devices.append(FsDevice("share", SHARE_TAG, socket, vm.virtio_fs_queue_size))
     elif shared_fs == "virtio-9p":
         devices.append(NinePDevice("share", SHARE_TAG, share_dir))
+    if not isinstance(vm, Qemu):
+        # The VMM's own end of the guest's sockets: the number means nothing outside it.
+        devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
     cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={config.katapy.channel}"]
+    arguments = [kernel_args, f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    hot = vm.machine_type == "q35"
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
         name=name,
-        machine=vm.machine_type,
+        machine=vm.machine_type if isinstance(vm, Qemu) else vm.name,
         vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if hot else 0,
+        max_vcpus=vm.max_vcpus(cpus) if _vcpus_can_grow(vm) else 0,
         memory_bytes=vm.default_memory * MIB,
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),
         devices=tuple(devices),
-        channel=cast(Literal["serial", "vsock"], config.katapy.channel),
+        channel=channel,
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
-        sandbox_seccomp=bool(vm.seccompsandbox),
+        sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
     )
-    return VmPlan(spec, shared_fs, share_dir, socket, vm.msize_9p)
+    msize = vm.msize_9p if isinstance(vm, Qemu) else 0
+    return VmPlan(spec, shared_fs, share_dir, socket, msize)
+
+
+def choose_channel(config: Config) -> Channel:
+    """How the shim will talk to the agent.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    chosen = config.katapy.channel
+    if isinstance(config.hypervisor, Qemu):
+        return "serial" if chosen == "auto" else cast(Channel, chosen)
+    if chosen == "serial":
+        raise ConfigError(
+            f"[katapy] channel = 'serial': [{config.hypervisor.section}] has only vsock"
+        )
+    return "vsock"
+
+
+def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
+    """How host directories will get into the guest.
+
+    Args:
+        config: the effective configuration.
+        has_9p: whether the guest's kernel is known to have 9p.
+
+    Raises:
+        ConfigError: the guest's kernel has no 9p.
+    """
+    vm = config.hypervisor
+    chosen = vm.shared_fs
+    if chosen == "auto":
+        if not isinstance(vm, SharingHypervisor):
+            return "none"
+        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
+        return "virtio-9p" if has_9p and isinstance(vm, Qemu) else "virtio-fs"
+    if chosen == "virtio-9p" and not has_9p and vm.kernel is None:
+        raise ConfigError(
+            f"[{vm.section}] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
+            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
+        )
+    return cast(SharedFs, chosen)
+
+
+def _vcpus_can_grow(vm: AnyHypervisor) -> bool:
+    return vm.machine_type == "q35" if isinstance(vm, Qemu) else isinstance(vm, CloudHypervisor)
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
@@ -120,16 +177,3 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
         image.kernel_args,
         image.kind == "tuned",
     )
-
-
-def _shared_fs(config: Config, *, tuned: bool) -> SharedFs:
-    chosen = config.hypervisor.shared_fs
-    if chosen == "auto":
-        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
-        return "virtio-9p" if tuned else "virtio-fs"
-    if chosen == "virtio-9p" and not tuned and config.hypervisor.kernel is None:
-        raise ConfigError(
-            "[hypervisor.qemu] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
-            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
-        )
-    return cast(SharedFs, chosen)

@@ -10,7 +10,8 @@ import pytest
 
 from shim.cli import guest, vm
 from shim.cli.findings import Finding, Level
-from shim.config.model import Config, Katapy, Qemu
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
+from shim.config.model import Config, Katapy
 from vmm.image.build import agent_key
 from vmm.image.store import GuestImage, image_directory, write_record
 from vmm.qemu import accel
@@ -61,12 +62,12 @@ def test_accelerator(tmp_path: Path) -> None:
 
 
 def test_qemu(tmp_path: Path) -> None:
-    first, *_ = vm.qemu(config(tmp_path))
+    first, *_ = vm.hypervisor(config(tmp_path))
     assert first.level is Level.OK
-    found = only(vm.qemu(config(tmp_path, path=tmp_path / "none")))
+    found = only(vm.hypervisor(config(tmp_path, path=tmp_path / "none")))
     assert found.level is Level.FAIL
     assert str(tmp_path / "none") in found.text
-    assert only(vm.qemu(config(tmp_path, path=Path("/bin/false")))).level is Level.FAIL
+    assert only(vm.hypervisor(config(tmp_path, path=Path("/bin/false")))).level is Level.FAIL
 
 
 @pytest.mark.parametrize(
@@ -142,3 +143,16 @@ def test_configured_kernel_and_image(tmp_path: Path) -> None:
     assert all(
         f.level is Level.OK for f in guest.guest(config(tmp_path, kernel=kernel, image=image))
     )
+
+
+def test_other_hypervisors(tmp_path: Path) -> None:
+    there = Config(hypervisor=Firecracker(path=Path("/bin/true")))
+    assert only(vm.hypervisor(there)).level is Level.OK
+    assert only(vm.shared_directories(there)).level is Level.OK
+    assert only(vm.channel(there)).level is Level.OK
+    missing = Config(hypervisor=CloudHypervisor(path=tmp_path / "none"))
+    found = only(vm.hypervisor(missing))
+    assert (found.level, str(tmp_path / "none") in found.text) == (Level.FAIL, True)
+    serial = Config(hypervisor=Firecracker(), katapy=Katapy(channel="serial", accelerator="tcg"))
+    assert only(vm.channel(serial)).level is Level.FAIL
+    assert any("emulation" in finding.text for finding in vm.hypervisor(serial))
