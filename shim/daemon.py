@@ -19,6 +19,7 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.log import DEBUG
 from shim.orphans import reap_orphans
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
@@ -73,6 +74,8 @@ async def _serve(context: ShimContext) -> None:
         backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
     sandbox = Sandbox(

@@ -106,8 +106,7 @@ class Qemu(SharingHypervisor):
     shared_fs: str = key("auto", rules.choice("auto", "virtio-fs", "virtio-9p", "none"))
     # Kata's 8192 makes reads many times slower than the largest one that is useful.
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
-    # Kata's 0 leaves nothing to plug a device into.
-    pcie_root_port: int = key(12, rules.integer(0, _MAX_ROOT_PORTS))
+    pcie_root_port: int = key(0, rules.integer(0, _MAX_ROOT_PORTS))
     # Kata's default is "", no filter.
     seccompsandbox: str = key(QEMU_SECCOMP, rules.choice("", QEMU_SECCOMP))
 
@@ -126,7 +125,6 @@ class Firecracker(Hypervisor):
     disable_block_device_use: bool = key(
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
-    jailer_path: Path | None = key(None, rules.found_path("no jailer"))
     disable_seccomp: bool = key(False, rules.flag())
 
 

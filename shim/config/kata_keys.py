@@ -198,7 +198,7 @@ NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
             **_HYPERVISOR,
             **_QEMU_ONLY,
             **_SHARING_ONLY,
-            "valid_jailer_paths": None,
+            **_JAILER,
         },
         "hypervisor.clh": {
             **_HYPERVISOR,
