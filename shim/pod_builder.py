@@ -92,6 +92,10 @@ class PodBuilder:
         self._log = log
         self._stages = stages
 
+    def configure(self, config: Config) -> None:
+        """Use this configuration from now on: the pod's first container has annotations."""
+        self._config = config
+
     async def build(
         self, spec: dict[str, Any], run: Callable[[PodVm], Any]
     ) -> tuple[PodVm, Share | None]:

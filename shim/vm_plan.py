@@ -104,7 +104,9 @@ def plan_vm(
     elif vsock is not None:
         devices.append(vsock)
     cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={channel}"]
+    # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
+    # reach it; there are none.
+    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)

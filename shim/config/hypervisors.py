@@ -62,6 +62,12 @@ class Hypervisor:
     disable_block_device_use: bool = key(False, rules.flag())
     enable_debug: bool = key(False, rules.flag())
 
+    # As the files have it that Kata's runtime-rs ships, but for what there is not here.
+    enable_annotations: tuple[str, ...] = key(
+        ("kernel_params", "default_vcpus", "default_memory"), rules.patterns()
+    )
+    valid_hypervisor_paths: tuple[str, ...] = key((), rules.texts())
+
     @property
     def section(self) -> str:
         """The configuration's section that this is."""
@@ -91,6 +97,7 @@ class SharingHypervisor(Hypervisor):
     virtio_fs_extra_args: tuple[str, ...] = key((), rules.texts())
     virtio_fs_cache: str = key("auto", rules.choice("auto", "always", "metadata", "never"))
     virtio_fs_queue_size: int = key(1024, rules.integer(2, 1024))
+    valid_virtio_fs_daemon_paths: tuple[str, ...] = key((), rules.texts())
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ class _Merged:
             origins=dict(self.origins),
             warnings=tuple(self.warnings),
         )
-        _check(config)
+        check(config)
         return config
 
     def _hypervisor(self) -> AnyHypervisor:
@@ -167,7 +167,8 @@ def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict
             yield section, inner
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raise ConfigError when values of a configuration contradict each other."""
     vm = config.hypervisor
     for low, high, unit in (
         ("default_vcpus", "default_maxvcpus", "vCPUs"),

@@ -88,3 +88,24 @@ def _opened_directly(pid: int) -> Iterator[str]:
         info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
         if int(info.split("flags:")[1].split()[0], 8) & os.O_DIRECT:
             yield os.readlink(entry)
+
+
+def _annotation(key: str, value: str) -> tuple[str, str]:
+    return "--annotation", f"io.katacontainers.config.hypervisor.{key}={value}"
+
+
+@pytest.mark.core
+def test_annotations_of_the_pod(ctr: Ctr) -> None:
+    mark = f"katapy.mark={ctr.new_id()}"
+    options = [*_annotation("kernel_params", mark), *_annotation("default_memory", "300")]
+    output = ctr.run("sh", "-c", "cat /proc/cmdline; grep MemTotal /proc/meminfo", options=options)
+    assert output.code == 0, output.error
+    line, memory = output.text.splitlines()
+    assert mark in line.split()
+    assert 240 << 10 < int(memory.split()[1]) < 300 << 10
+
+
+def test_annotation_that_is_not_enabled(ctr: Ctr) -> None:
+    output = ctr.run("true", options=_annotation("machine_type", "microvm"))
+    assert output.code != 0
+    assert "hypervisor.machine_type is not enabled" in output.error
