@@ -171,7 +171,12 @@ class _Making:
 
     def _add_tap(self) -> int:
         self.doing = f"make the tap {self._tap} (see /dev/net/tun)"
-        self._fds = open_tap(self._tap, self._wiring.queues)
+        try:
+            self._fds = open_tap(self._tap, self._wiring.queues)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise self._in_use(f"a tap {self._tap} beside it") from error
         if not self._wiring.open_taps:
             self._made.append(Part("netdev", {"name": self._tap}))
             keep(self._fds[0])
@@ -198,9 +203,8 @@ class _Making:
         try:
             tc.add_ingress(self._channel, link.index)
         except FileExistsError as error:
-            raise FailedPrecondition(
-                f"link {link.name} has an ingress qdisc already (tc qdisc show dev {link.name}): "
-                "another pod or runtime uses this network namespace"
+            raise self._in_use(
+                f"an ingress qdisc already (tc qdisc show dev {link.name})"
             ) from error
         self._made.append(Part("qdisc", {"link": link.name, "parent": "ingress"}))
         tc.add_ingress(self._channel, tap)
@@ -210,6 +214,10 @@ class _Making:
         )
         tc.redirect(self._channel, link.index, tap)
         tc.redirect(self._channel, tap, link.index)
+
+    def _in_use(self, what: str) -> FailedPrecondition:
+        text = f"link {self._link.name} has {what}"
+        return FailedPrecondition(f"{text}: another pod or runtime uses this network namespace")
 
 
 def _bring_up(channel: RouteSocket, tap: int, mtu: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.netns import Netns, new_netns
+from tests.support.pod_netns import Netns, new_netns
 
 
 @pytest.fixture

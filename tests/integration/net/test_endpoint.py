@@ -16,7 +16,7 @@ from shim.net.endpoint import Wiring
 from shim.net.links import Link
 from shim.net.scan import scan
 from shim.netlink import RouteSocket, in_netns
-from tests.support.netns import POD_MAC, Netns, call, join_by_veth
+from tests.support.pod_netns import POD_MAC, Netns, call, join_by_veth
 from vmm.spec import NetDevice
 
 pytestmark = pytest.mark.root

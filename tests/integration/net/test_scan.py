@@ -7,7 +7,7 @@ import pytest
 from shim.net.links import Address, Neighbour, Route, Scan
 from shim.net.scan import scan
 from shim.netlink import RouteSocket
-from tests.support.netns import POD_MAC, Netns, join_by_veth
+from tests.support.pod_netns import POD_MAC, Netns, join_by_veth
 
 pytestmark = pytest.mark.root
 
