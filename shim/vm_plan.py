@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu, SharingHypervisor
+from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
@@ -29,7 +30,6 @@ from vmm.spec import (
 )
 
 if TYPE_CHECKING:
-    from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
 
 SHARE_TAG = "kataShared"
@@ -37,6 +37,7 @@ SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
 Channel = Literal["serial", "vsock"]
 
 _HYBRID_CID = 3
+_GROWING_VCPUS = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
     shared_fs = choose_shared_fs(config, has_9p=tuned)
     share_dir = runtime_dir / "shared"
@@ -96,9 +98,10 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         kernel=kernel,
         runtime_dir=runtime_dir,
         name=name,
-        machine=vm.machine_type if isinstance(vm, Qemu) else vm.name,
+        arch=config.katapy.guest_arch,
+        machine=machine,
         vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if _vcpus_can_grow(vm) else 0,
+        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING_VCPUS else 0,
         memory_bytes=vm.default_memory * MIB,
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
@@ -111,6 +114,31 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
+
+
+def choose_machine(config: Config) -> str:
+    """The machine the VM will be.
+
+    Raises:
+        ConfigError: the hypervisor has none of the guest's architecture.
+    """
+    vm = config.hypervisor
+    arch = architecture(config.katapy.guest_arch)
+    if not isinstance(vm, Qemu):
+        if arch.name != host_architecture():
+            raise ConfigError(
+                f"[katapy] guest_arch = '{arch.name}': [{vm.section}] runs guests of the host's "
+                f"architecture, {host_architecture()}; use [hypervisor.qemu]"
+            )
+        return vm.name
+    if vm.machine_type == "auto":
+        return arch.machines[0]
+    if vm.machine_type not in arch.machines:
+        raise ConfigError(
+            f"[hypervisor.qemu] machine_type = '{vm.machine_type}': a {arch.name} guest has "
+            f"{' or '.join(arch.machines)}"
+        )
+    return vm.machine_type
 
 
 def choose_channel(config: Config) -> Channel:
@@ -154,10 +182,6 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
     return cast(SharedFs, chosen)
 
 
-def _vcpus_can_grow(vm: AnyHypervisor) -> bool:
-    return vm.machine_type == "q35" if isinstance(vm, Qemu) else isinstance(vm, CloudHypervisor)
-
-
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
     """Kernel, initrd, root, kernel arguments, and whether the kernel is the tuned one."""
     vm = config.hypervisor
@@ -167,7 +191,7 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
     chosen = config.katapy.guest_kernel
     kind = None if chosen == "auto" else cast(Literal["debian", "tuned"], chosen)
     try:
-        image = find_image(config.katapy.cache_dir, kind)
+        image = find_image(config.katapy.cache_dir, kind, config.katapy.guest_arch)
     except ImageError as err:
         raise ConfigError(str(err)) from err
     return (

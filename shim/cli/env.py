@@ -127,7 +127,7 @@ def _programs(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     hypervisor = config.hypervisor
     if isinstance(hypervisor, Qemu):
-        found["qemu"] = _qemu(hypervisor)
+        found["qemu"] = _qemu(hypervisor, config.katapy.guest_arch)
     else:
         found[hypervisor.name] = str(vm.find_program(hypervisor) or "")
     if isinstance(hypervisor, SharingHypervisor):
@@ -135,11 +135,12 @@ def _programs(config: Config) -> dict[str, Any]:
     return found
 
 
-def _qemu(qemu: Qemu) -> dict[str, str]:
+def _qemu(qemu: Qemu, arch: str) -> dict[str, str]:
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
     try:
-        binary = probe.find_binary(qemu.path or "")
+        binary = probe.find_binary(architecture(arch), qemu.path or "")
         features = probe.probe(binary)
     except VmmError:
         return {"path": "", "version": ""}

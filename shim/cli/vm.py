@@ -30,12 +30,13 @@ _VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 def accelerator(config: Config) -> Iterable[Finding]:
     """KVM, proved by a small VM, or emulation."""
+    from vmm.arch import architecture
     from vmm.qemu import accel
 
     wanted = cast('Literal["auto", "kvm", "tcg"]', config.katapy.accelerator)
     name = "accelerator"
     try:
-        chosen = accel.choose(wanted)
+        chosen = accel.choose(wanted, architecture(config.katapy.guest_arch))
     except InvalidConfig as error:
         yield Finding(name, Level.FAIL, str(error), 'set accelerator = "auto" in [katapy]')
         return
@@ -53,7 +54,7 @@ def hypervisor(config: Config) -> Iterable[Finding]:
     """The VMM, with what the configuration needs of it."""
     vm = config.hypervisor
     if isinstance(vm, Qemu):
-        yield from _qemu(vm)
+        yield from _qemu(vm, config.katapy.guest_arch)
         return
     name = _PROGRAMS[vm.name]
     if config.katapy.accelerator == "tcg":
@@ -72,11 +73,14 @@ def find_program(vm: AnyHypervisor) -> Path | None:
     return Path(found) if found else None
 
 
-def _qemu(vm: Qemu) -> Iterable[Finding]:
+def _qemu(vm: Qemu, guest_arch: str) -> Iterable[Finding]:
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
+    arch = architecture(guest_arch)
+    machine = arch.machines[0] if vm.machine_type == "auto" else vm.machine_type
     try:
-        binary = probe.find_binary(vm.path or "")
+        binary = probe.find_binary(arch, vm.path or "")
         features = probe.probe(binary)
     except InvalidConfig as error:
         advice = "install qemu-system (7.2 or later), or set path in [hypervisor.qemu]"
@@ -84,14 +88,14 @@ def _qemu(vm: Qemu) -> Iterable[Finding]:
         return
     package = f" ({features.package})" if features.package else ""
     yield Finding("QEMU", Level.OK, f"{binary} {features.version_text}{package}")
-    for missing, level in _missing(vm, features):
+    for missing, level in _missing(vm, machine, features):
         advice = "install a QEMU that is built with it, or change [hypervisor.qemu]"
         yield Finding("QEMU", level, f"{binary} has no {missing}", advice)
 
 
-def _missing(vm: Qemu, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
-    if vm.machine_type not in features.machines:
-        yield f"machine type {vm.machine_type}", Level.FAIL
+def _missing(vm: Qemu, machine: str, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
+    if machine not in features.machines:
+        yield f"machine type {machine}", Level.FAIL
     if vm.seccompsandbox and not features.sandbox:
         yield "seccomp (seccompsandbox)", Level.FAIL
     if vm.shared_fs == "virtio-fs" and "vhost-user-fs-pci" not in features.devices:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from shim.config import rules
 from shim.config.rules import key
+from vmm.arch import MACHINES
 
 Name = Literal["qemu", "firecracker", "clh"]
 
@@ -104,7 +105,8 @@ class Qemu(SharingHypervisor):
 
     name: ClassVar[Name] = "qemu"
 
-    machine_type: str = key("q35", rules.choice("q35", "microvm"))
+    # "auto" is ours: q35 on x86-64, virt elsewhere.
+    machine_type: str = key("auto", rules.choice("auto", *MACHINES))
     # "auto" is ours: 9p reads five times faster than virtio-fs under TCG and needs no
     # daemon, but wants a guest kernel that has it.
     shared_fs: str = key("auto", rules.choice("auto", "virtio-fs", "virtio-9p", "none"))

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from shim.config import rules
 from shim.config.hypervisors import HYPERVISORS, NAMES, AnyHypervisor, Qemu
 from shim.config.rules import key
+from vmm.arch import ARCHITECTURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Katapy:
     accelerator: str = key("auto", rules.choice("auto", "kvm", "tcg"))
     channel: str = key("auto", rules.choice("auto", "serial", "vsock"))
     vhost_device_vsock: Path | None = key(None, rules.found_path("vhost-device-vsock on the PATH"))
+    guest_arch: str = key("", rules.choice("", *ARCHITECTURES))
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
     host_network: str = key("refuse", rules.choice("refuse", "none"))

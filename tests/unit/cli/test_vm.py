@@ -12,6 +12,7 @@ from shim.cli import guest, vm
 from shim.cli.findings import Finding, Level
 from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
 from shim.config.model import Config, Katapy
+from vmm.arch import host_architecture
 from vmm.image.build import agent_key
 from vmm.image.store import GuestImage, image_directory, write_record
 from vmm.qemu import accel
@@ -32,10 +33,11 @@ def only(findings: Iterable[Finding]) -> Finding:
 
 def build(cache: Path, kind: Any, agent: str) -> GuestImage:
     """Put an image's files in place, as the builder does."""
-    directory = image_directory(cache, kind, agent * 2)
+    directory = image_directory(cache, kind, host_architecture(), agent * 2)
     directory.mkdir(parents=True)
     image = GuestImage(
         kind=kind,
+        architecture=host_architecture(),
         kernel=directory / "vmlinux",
         initrd=None,
         rootfs=directory / "rootfs.erofs",
