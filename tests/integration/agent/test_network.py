@@ -97,6 +97,21 @@ async def test_interface_routes_and_neighbours(agent: AgentProcess, guest: Guest
     assert {"lo", "eth0"} <= {link.name for link in links.Interfaces}
 
 
+@pytest.mark.parametrize("is_ipv6", [False, True])
+async def test_packet_filter(guest: Guest, is_ipv6: bool) -> None:
+    rules = b"*nat\n:MINE - [0:0]\n-A MINE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n"
+    put = agent_pb2.SetIPTablesRequest(is_ipv6=is_ipv6, data=rules)
+    told = await guest.agent.SetIPTables(put, timeout=LIMIT)
+    look = agent_pb2.GetIPTablesRequest(is_ipv6=is_ipv6)
+    there = await guest.agent.GetIPTables(look, timeout=LIMIT)
+    for data in (told.data, there.data):
+        assert b"-A MINE -p tcp -j REDIRECT --to-ports 15001" in data
+    put.data = b"*nat\nnonsense\nCOMMIT\n"
+    with pytest.raises(TtrpcError, match="exit code") as caught:
+        await guest.agent.SetIPTables(put, timeout=LIMIT)
+    assert caught.value.code == status.INVALID_ARGUMENT
+
+
 async def test_errors(guest: Guest) -> None:
     interface: dict[str, Any] = {"hwAddr": "02:00:00:00:00:99", "name": "eth9"}
     request = agent_pb2.UpdateInterfaceRequest(interface=interface)
