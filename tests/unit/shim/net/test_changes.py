@@ -106,6 +106,15 @@ def test_routes_without_a_gateway_come_first() -> None:
     assert (default.dest, default.gateway) == ("", "192.0.2.1")
 
 
+def test_the_better_of_two_routes_comes_last() -> None:
+    worse = Route("", False, gateway="192.0.2.9", metric=500)
+    told = guest.routes([replace(ETH0, routes=(ETH0.routes[0], worse))])
+    assert [(route.gateway, route.metric) for route in told] == [
+        ("192.0.2.9", 500),
+        ("192.0.2.1", 0),
+    ]
+
+
 def test_neighbours() -> None:
     (entry,) = guest.neighbours([ETH0])
     assert (entry.device, entry.lladdr, entry.state) == ("eth0", "02:00:00:00:00:09", 0x80)
