@@ -20,8 +20,9 @@ from shim import process_table
 from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.log import Log
-from shim.net.netns import netns_path, open_netns
+from shim.net.netns import is_hosts, netns_path, open_netns
 from shim.net.pod_network import PodNetwork
+from shim.net.wiring import allow_host_network, plan_wiring
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.rollback import Rollback
 from shim.stages import Stages
@@ -112,7 +113,7 @@ class PodBuilder:
         self._stages.reached("create")
         self._make_runtime_dir()
         vsock: VsockDevice | None = None
-        netns = await trio.to_thread.run_sync(open_netns, spec)
+        netns = await self._open_netns(spec)
         try:
             network = self._make_network(netns, spec)
             cards = await network.connect() if network is not None else ()
@@ -164,13 +165,31 @@ class PodBuilder:
             log_console=self._config.hypervisor.enable_debug,
         )
 
-    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+    async def _open_netns(self, spec: dict[str, Any]) -> int | None:
+        """Open the namespace the VM is to be in; None for the host's.
+
+        Raises:
+            Unimplemented: the pod asks for the host's network, and such pods are refused.
+        """
+        if self._config.runtime.disable_new_netns:
+            return None
+        netns = await trio.to_thread.run_sync(open_netns, spec)
         if netns is None:
+            self._log.warning(allow_host_network(self._config))
+        elif is_hosts(netns):
+            os.close(netns)
+            self._log.warning(allow_host_network(self._config))
+            return None
+        return netns
+
+    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+        wiring = plan_wiring(self._config)
+        if netns is None or wiring.model == "none":
             return None
         return PodNetwork(
             netns,
             netns_path(spec),
-            config=self._config,
+            wiring=wiring,
             ledger=self._ledger,
             cleanup=self._cleanup,
             log=self._log,

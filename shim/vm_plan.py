@@ -91,7 +91,7 @@ def plan_vm(
     socket = runtime_dir / "virtiofsd.sock"
     channel = choose_channel(config)
     devices: list[Device] = [RngDevice()]
-    if not isinstance(vm, Firecracker):  # which has no such device
+    if not isinstance(vm, Firecracker) and machine != "microvm":  # which have no such device
         devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
     if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
