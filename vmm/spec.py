@@ -14,6 +14,23 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class RateLimit:
+    """How fast a device may go; 0 is no limit.
+
+    Args:
+        bytes_per_second: throughput.
+        bytes_burst: bytes that may pass at full speed before the limit holds.
+        ops_per_second: requests or packets.
+        ops_burst: requests that may pass at full speed before the limit holds.
+    """
+
+    bytes_per_second: int = 0
+    bytes_burst: int = 0
+    ops_per_second: int = 0
+    ops_burst: int = 0
+
+
+@dataclass(frozen=True)
 class BlockDevice:
     """A disk backed by an image file or a block device.
 
@@ -25,6 +42,9 @@ class BlockDevice:
         serial: what the guest reads as serial number; at most 20 bytes.
         shared: several VMs use the image at once (no image locks; wants ``read_only``).
         discard: hand the guest's discards to the host file.
+        flush: the guest's flushes reach the disk; without, a host crash may lose writes.
+        aio: how the VMM does the I/O; ``auto`` is its own choice.
+        limit: how fast it may go; None for no limit.
     """
 
     id: str
@@ -34,6 +54,9 @@ class BlockDevice:
     serial: str = ""
     shared: bool = False
     discard: bool = True
+    flush: bool = True
+    aio: Literal["auto", "threads", "native", "io_uring"] = "auto"
+    limit: RateLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class NetDevice:
         fds: open tap (or macvtap) queues; the backend passes copies, the caller closes its own.
         mtu: announced to the guest in bytes; 0 leaves the default.
         vhost: let the host kernel move the packets (needs ``/dev/vhost-net``).
+        rx_limit: how fast the guest may receive; None for no limit.
+        tx_limit: how fast the guest may send; None for no limit.
     """
 
     id: str
@@ -55,6 +80,8 @@ class NetDevice:
     fds: tuple[int, ...] = ()
     mtu: int = 0
     vhost: bool = False
+    rx_limit: RateLimit | None = None
+    tx_limit: RateLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +119,36 @@ class NinePDevice:
     path: Path
     read_only: bool = False
     ownership: Literal["passthrough", "none"] = "passthrough"
+
+
+@dataclass(frozen=True)
+class PmemDevice:
+    """A file that the guest maps as persistent memory (virtio-pmem).
+
+    Args:
+        id: name of the device, unique in the VM.
+        path: the file, whole and of a size that is a multiple of 2 MiB.
+        read_only: the guest's writes don't reach the file.
+        limit: how fast flushes may come; None for no limit.
+    """
+
+    id: str
+    path: Path
+    read_only: bool = False
+    limit: RateLimit | None = None
+
+
+@dataclass(frozen=True)
+class VfioDevice:
+    """A PCI device of the host, handed to the guest.
+
+    Args:
+        id: name of the device, unique in the VM.
+        address: its PCI address on the host (``0000:01:00.0``), bound to vfio-pci.
+    """
+
+    id: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -160,6 +217,8 @@ Device = (
     | NetDevice
     | FsDevice
     | NinePDevice
+    | PmemDevice
+    | VfioDevice
     | RngDevice
     | BalloonDevice
     | PanicDevice
@@ -192,7 +251,20 @@ class MmioIndex:
     index: int
 
 
-Address = PciPath | MmioIndex
+@dataclass(frozen=True)
+class DeviceNode:
+    """What the guest calls a device that has no address it could be found by.
+
+    ``str()`` gives the path of its node.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Address = PciPath | MmioIndex | DeviceNode
 
 
 @dataclass(frozen=True)
@@ -249,6 +321,7 @@ class VmSpec:
         accel: ``kvm``, ``tcg``, or ``auto`` for the best that works.
         cpu_model: overrides the accelerator's best model.
         sandbox_seccomp: the VMM's own seccomp filter.
+        hugepages: back the memory by huge pages of 2 MiB, reserved on the host.
         hotplug_slots: devices that can be hot-plugged at a time.
         spawn_timeout: seconds until the VMM must answer on its control channel.
         extra_args: further command-line arguments of the VMM, used as they are.
@@ -278,6 +351,7 @@ class VmSpec:
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     cpu_model: str = ""
     sandbox_seccomp: bool = True
+    hugepages: bool = False
     hotplug_slots: int = 12
     spawn_timeout: float = 30.0
     extra_args: tuple[str, ...] = ()

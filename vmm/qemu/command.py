@@ -117,6 +117,8 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
         raise InvalidConfig("a VM loaded from a memory file can't have vhost-user devices")
     if spec.sandbox_seccomp and not features.sandbox:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
+    if spec.hugepages:
+        raise InvalidConfig("hugepages: QEMU's memory is not backed by them yet")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
     if spec.machine != "q35" and grows:
         raise InvalidConfig(f"{spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0")

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from vmm.hypervisor import Capabilities, Recorder, Resized
     from vmm.qemu.launch import Launched
-    from vmm.spec import AttachedDevice, Device, VmSpec
+    from vmm.spec import AttachedDevice, Device, RateLimit, VmSpec
 
 logger = logging.getLogger(__name__)
 
@@ -405,6 +405,18 @@ class QemuHypervisor:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_block`."""
         self._need(*_LIVE)
         await self._or_gone(self._hotplug.resize_block, handle, size_bytes)
+
+    async def set_rate_limit(self, handle: AttachedDevice, *limits: RateLimit | None) -> None:
+        """See :meth:`vmm.hypervisor.Hypervisor.set_rate_limit`."""
+        self._need(*_LIVE)
+        self._capabilities.require("rate_limit", "not with QEMU yet")
+        raise AssertionError(f"claimed but not made: {limits} for {handle.id}")
+
+    async def counters(self) -> dict[str, dict[str, int]]:
+        """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
+        self._need(*_LIVE)
+        self._capabilities.require("counters", "not with QEMU yet")
+        raise AssertionError("claimed but not made: counters")
 
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_vcpus`."""

@@ -19,8 +19,10 @@ from vmm.spec import (
     NetDevice,
     NinePDevice,
     PanicDevice,
+    PmemDevice,
     RngDevice,
     SerialDevice,
+    VfioDevice,
     VsockDevice,
 )
 
@@ -104,6 +106,7 @@ def build(device: Device, name: str, *, pci: bool, fds: tuple[str, ...] = ()) ->
         InvalidConfig: the device can't be made as described.
         Unsupported: this transport has no such device.
     """
+    _refuse_new(device)
     match device:
         case BlockDevice():
             return _block(device, name, pci)
@@ -131,6 +134,23 @@ def build(device: Device, name: str, *, pci: bool, fds: tuple[str, ...] = ()) ->
         case SerialDevice():
             front = {"chardev": f"{name}-chr", "name": device.name, "bus": "vserial.0"}
             return Recipe(name, (_device(name, "virtserialport", front),), needs_slot=False)
+        case PmemDevice() | VfioDevice():
+            raise Unsupported(f"a {type(device).__name__}", "not with QEMU yet", "QEMU")
+
+
+def _refuse_new(device: Device) -> None:
+    """Refuse what the other backends do and this one does not do yet."""
+    match device:
+        case BlockDevice():
+            limits = [device.limit]
+            if device.aio != "auto":
+                raise InvalidConfig(f"{device.id}: QEMU's disks have no choice of aio yet")
+        case NetDevice():
+            limits = [device.rx_limit, device.tx_limit]
+        case _:
+            return
+    if any(limit is not None for limit in limits):
+        raise Unsupported("rate_limit", f"{device.id}: not with QEMU yet", "QEMU")
 
 
 def _device(name: str, driver: str, options: dict[str, Any]) -> Step:
@@ -168,7 +188,7 @@ def _block(device: BlockDevice, name: str, pci: bool) -> Recipe:
         "file": file,
         "read-only": device.read_only,
         "discard": "unmap" if device.discard and not device.read_only else "ignore",
-        "cache": {"direct": device.direct, "no-flush": False},
+        "cache": {"direct": device.direct, "no-flush": not device.flush},
     }
     front: dict[str, Any] = {"drive": node}
     if device.serial:
