@@ -141,7 +141,6 @@ def _iommu(spec: VmSpec) -> list[str]:
     # told to use it.
     return [
         *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
-        *("-global", "virtio-pci.disable-legacy=on"),
         *("-global", "virtio-device.iommu_platform=on"),
     ]
 
@@ -222,7 +221,8 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
     if plan.scsi_slot:
         arguments += [
             "-device",
-            f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}",
+            f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}"
+            + (",disable-legacy=on" if plan.iommu else ""),
         ]
     controller_made = False
     for placed in plan.placed.values():
@@ -239,7 +239,8 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
 
 def _serial_controller(plan: Plan) -> str:
     if plan.pci:
-        return f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
+        option = f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
+        return f"{option},disable-legacy=on" if plan.iommu else option
     return "virtio-serial-device,id=vserial"
 
 

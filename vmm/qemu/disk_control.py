@@ -1,6 +1,7 @@
 """What can be changed and counted of a running VM's disks.
 
-Source: QEMU docs/throttle.txt; QMP ``block_resize``, ``qom-set``, ``query-blockstats``.
+Source: QEMU docs/throttle.txt; QMP ``block_resize``, ``block_set_io_throttle``,
+``query-blockstats``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from vmm.qemu import disks
 from vmm.spec import BlockDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm.hypervisor import Capabilities
     from vmm.qemu.plan import Placed, Plan
     from vmm.qemu.qmp import QmpClient
@@ -50,16 +53,24 @@ class DiskControl:
         """See :meth:`vmm.hypervisor.Hypervisor.set_rate_limit`."""
         self._capabilities.require("rate_limit")
         placed = self._find(handle)
-        device = placed.handle.device
         if len(limits) != 1:
             raise InvalidConfig(f"{handle.id}: a disk has one rate limit, not {len(limits)}")
-        if not isinstance(device, BlockDevice) or device.limit is None:
-            raise InvalidConfig(
-                f"{handle.id}: was attached without a rate limit, so that it can't get one"
-            )
-        path = f"/objects/{disks.throttle_group(placed.recipe.name)}"
-        value = disks.throttle_limits(limits[0])
-        await self._qmp.execute("qom-set", {"path": path, "property": "limits", "value": value})
+        for path in await self._paths(placed.recipe.name):
+            arguments = disks.throttle_arguments(path, limits[0])
+            await self._qmp.execute("block_set_io_throttle", arguments)
+
+    async def limit_as_specified(self, handles: Iterable[AttachedDevice]) -> None:
+        """Put the limits of their specs on disks that were just made."""
+        for handle in handles:
+            device = handle.device
+            if isinstance(device, BlockDevice) and device.limit is not None:
+                await self.limit(handle, device.limit)
+
+    async def _paths(self, name: str) -> list[str]:
+        """Where a device is in QEMU's object tree, which depends on its bus."""
+        entries = await self._qmp.execute("query-block")
+        paths = [entry.get("qdev", "") for entry in entries]
+        return [path for path in paths if name in path.split("/")]
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """See :meth:`vmm.hypervisor.Hypervisor.counters`."""

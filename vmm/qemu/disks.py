@@ -41,19 +41,24 @@ def node_name(name: str) -> str:
     return f"{name}-img"
 
 
-def throttle_group(name: str) -> str:
-    """Return the name of the object that holds a disk's rate limit."""
-    return f"{name}-limit"
+def throttle_arguments(path: str, limit: RateLimit | None) -> dict[str, Any]:
+    """Return the arguments of ``block_set_io_throttle``; a burst counts for one second.
 
-
-def throttle_limits(limit: RateLimit | None) -> dict[str, int]:
-    """Return a throttle group's limits; what may pass at once counts for one second."""
+    Args:
+        path: of the device in QEMU's object tree.
+        limit: None for none.
+    """
     limit = limit or RateLimit()
-    limits = {"bps-total": limit.bytes_per_second, "iops-total": limit.ops_per_second}
-    for key, burst in (("bps-total", limit.bytes_burst), ("iops-total", limit.ops_burst)):
-        rate = limits[key]
-        limits[f"{key}-max"] = burst if burst > rate > 0 else 0
-    return limits
+    arguments: dict[str, Any] = {
+        "id": path,
+        "bps": limit.bytes_per_second,
+        "iops": limit.ops_per_second,
+        **dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0),
+    }
+    for key, burst in (("bps", limit.bytes_burst), ("iops", limit.ops_burst)):
+        if burst > arguments[key] > 0:
+            arguments[f"{key}_max"] = burst
+    return arguments
 
 
 def _block(device: BlockDevice, name: str, pci: bool) -> Recipe:
@@ -82,40 +87,14 @@ def _block(device: BlockDevice, name: str, pci: bool) -> Recipe:
         "discard": "unmap" if device.discard and not device.read_only else "ignore",
         "cache": {"direct": device.direct, "no-flush": not device.flush},
     }
-    steps = [Step("blockdev-add", backend, ("blockdev-del", {"node-name": node_name(name)}))]
-    drive = node_name(name)
-    if device.limit is not None:
-        drive = f"{name}-slow"
-        steps += _throttle(device.limit, name, drive)
-    front: dict[str, Any] = {"drive": drive}
+    step = Step("blockdev-add", backend, ("blockdev-del", {"node-name": node_name(name)}))
+    front: dict[str, Any] = {"drive": node_name(name)}
     if device.serial:
         front["serial"] = device.serial
     if device.bus == "scsi":
         front |= {"bus": SCSI_BUS, "channel": 0}
-        return Recipe(name, (*steps, device_step(name, "scsi-hd", front)), needs_slot=False)
-    return Recipe(name, (*steps, virtio_step(name, "blk", pci, front)))
-
-
-def _throttle(limit: RateLimit, name: str, node: str) -> list[Step]:
-    group = throttle_group(name)
-    limits = throttle_limits(limit)
-    return [
-        Step(
-            "object-add",
-            {"qom-type": "throttle-group", "id": group, "limits": limits},
-            ("object-del", {"id": group}),
-        ),
-        Step(
-            "blockdev-add",
-            {
-                "driver": "throttle",
-                "node-name": node,
-                "throttle-group": group,
-                "file": node_name(name),
-            },
-            ("blockdev-del", {"node-name": node}),
-        ),
-    ]
+        return Recipe(name, (step, device_step(name, "scsi-hd", front)), needs_slot=False)
+    return Recipe(name, (step, virtio_step(name, "blk", pci, front)))
 
 
 def _is_block(device: BlockDevice) -> bool:

@@ -5,6 +5,7 @@ Source: QMP ``dump-guest-memory``.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -15,27 +16,24 @@ if TYPE_CHECKING:
 
     from vmm.qemu.qmp import QmpClient
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT_S = 300.0
 
 
-async def dump_memory(qmp: QmpClient, directory: Path, name: str) -> Path:
-    """Write the core file and return its path.
+async def dump_memory(qmp: QmpClient, directory: Path, name: str) -> None:
+    """Write the core file; a failure is logged, as the VM has ended anyway.
 
     Args:
         qmp: control connection.
         directory: where it goes.
         name: the VM's, which the file is named for.
-
-    Raises:
-        ApiError: QEMU can't write it.
-        ControlTimeout: it took longer than ``TIMEOUT_S``.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     path = directory / f"vmcore-{name.replace('/', '_')}-{stamp}.elf"
     arguments = {"paging": False, "protocol": f"file:{path}"}
     try:
         await qmp.execute("dump-guest-memory", arguments, timeout=TIMEOUT_S)
-    except VmmError:
+    except VmmError as error:
         path.unlink(missing_ok=True)
-        raise
-    return path
+        logger.error("the panicked guest's memory is not saved: %s", error)

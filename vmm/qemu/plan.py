@@ -88,6 +88,7 @@ class Plan:
     Args:
         pci: PCI; else virtio-mmio without hot-plug.
         bus: the root bus.
+        iommu: devices of the root bus are behind an IOMMU, which old-style virtio is not.
     """
 
     pci: bool
@@ -95,6 +96,7 @@ class Plan:
     ports: tuple[Port, ...] = ()
     free_ports: list[Port] = field(default_factory=list)
     bus: str = "pcie.0"
+    iommu: bool = False
     controller_slot: int = 0
     scsi_slot: int = 0
     free_targets: list[int] = field(default_factory=list)
@@ -144,6 +146,8 @@ class Plan:
             slot = self.take_slot(device.id)
             if self.pci:
                 made = made.at(self.bus, f"{slot:02x}")
+                if self.iommu:
+                    made = made.modern()
                 address = PciPath(((slot, 0),))
             else:
                 address = MmioIndex(slot - 1)
@@ -223,7 +227,7 @@ def make_plan(spec: VmSpec) -> Plan:
         Conflict, LimitExceeded: see :meth:`Plan.add_cold`.
     """
     pci = spec.machine != "microvm"
-    plan = Plan(pci)
+    plan = Plan(pci, iommu=spec.iommu)
     if spec.machine == "pc":
         plan.bus = "pci.0"
         # ACPI hot-plug needs no ports there, and the chipset has the first slots.

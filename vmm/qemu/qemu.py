@@ -188,6 +188,7 @@ class QemuHypervisor:
             rootless=self.spec.user is not None,
         )
         self._disks = DiskControl(self._qmp, launched.plan, self._capabilities)
+        await self._disks.limit_as_specified(self.devices.values())
         self._resizer = Resizer(
             self._qmp,
             removals,
@@ -256,10 +257,7 @@ class QemuHypervisor:
 
     async def _end_after_dump(self, directory: Path) -> None:
         # QEMU holds a panicked VM still for us, and would hold it for ever.
-        try:
-            await dump_memory(self._qmp, directory, self.spec.name)
-        except VmmError as error:
-            logger.error("the panicked guest's memory is not saved: %s", error)
+        await dump_memory(self._qmp, directory, self.spec.name)
         self._process.signal(signal.SIGKILL)
 
     async def _await_end(self) -> None:
@@ -414,7 +412,9 @@ class QemuHypervisor:
     async def attach(self, device: Device, timeout: float = 10.0) -> AttachedDevice:
         """See :meth:`vmm.hypervisor.Hypervisor.attach`."""
         self._need(*_LIVE)
-        return await self._or_gone(self._hotplug.attach, device, timeout)
+        handle = await self._or_gone(self._hotplug.attach, device, timeout)
+        await self._or_gone(self._disks.limit_as_specified, (handle,))
+        return handle
 
     async def detach(self, handle: AttachedDevice, timeout: float) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.detach`."""

@@ -66,6 +66,14 @@ class Recipe:
         placed = {**front.arguments, "bus": bus} | ({"addr": addr} if addr else {})
         return replace(self, steps=(*rest, replace(front, arguments=placed)))
 
+    def modern(self) -> Recipe:
+        """Return the recipe with a virtio front-end that has no legacy interface."""
+        *rest, front = self.steps
+        if not str(front.arguments.get("driver", "")).startswith(("virtio-", "vhost-")):
+            return self
+        arguments = {**front.arguments, "disable-legacy": "on"}
+        return replace(self, steps=(*rest, replace(front, arguments=arguments)))
+
     @property
     def undo(self) -> list[tuple[str, dict[str, Any]]]:
         """Commands that release the back-ends once the front-end is gone, last made first."""

@@ -34,13 +34,13 @@ NOBODY = 65534
 
 
 async def test_scsi_disks_cold_and_hot(
-    spec: VmSpec, boot: Boot, disk: Path, tmp_path: Path, qemu_program: Path
+    spec: VmSpec, boot: Boot, disk: Path, tmp_path: Path
 ) -> None:
     second = tmp_path / "second.img"
     second.write_bytes(b"second-disk" + bytes(MIB - 11))
     cold = BlockDevice("cold", disk, bus="scsi")
     spec = replace(spec, scsi=True, devices=(*spec.devices, cold))
-    async with boot(spec, binary=qemu_program) as (vm, shell):
+    async with boot(spec) as (vm, shell):
         assert vm.devices["cold"].address == ScsiAddress(0, 0)
         await shell.until("[ -b /dev/sda ]")
         assert await shell.run("head -c 11 /dev/sda") == "katapy-disk"
@@ -54,14 +54,12 @@ async def test_scsi_disks_cold_and_hot(
 
 
 @pytest.mark.parametrize("nvdimm", [False, True])
-async def test_persistent_memory(
-    nvdimm: bool, spec: VmSpec, boot: Boot, tmp_path: Path, qemu_program: Path
-) -> None:
+async def test_persistent_memory(nvdimm: bool, spec: VmSpec, boot: Boot, tmp_path: Path) -> None:
     file = tmp_path / "pmem"
     file.write_bytes(b"persistent" + bytes(4 * MIB - 10))
     device = PmemDevice("pmem", file, nvdimm=nvdimm)
     spec = replace(spec, devices=(*spec.devices, device))
-    async with boot(spec, binary=qemu_program) as (_, shell):
+    async with boot(spec) as (_, shell):
         await shell.until("[ -b /dev/pmem0 ]")
         assert await shell.run("head -c 10 /dev/pmem0") == "persistent"
         await shell.run("printf written | dd of=/dev/pmem0 conv=notrunc,fsync 2>/dev/null")
@@ -88,14 +86,12 @@ async def storage_daemon(image: Path, socket: Path) -> AsyncIterator[None]:
     socket.unlink(missing_ok=True)
 
 
-async def test_vhost_user_disk(
-    spec: VmSpec, boot: Boot, disk: Path, runtime_dir: Path, qemu_program: Path
-) -> None:
+async def test_vhost_user_disk(spec: VmSpec, boot: Boot, disk: Path, runtime_dir: Path) -> None:
     socket = runtime_dir / "disk.sock"
     device = VhostUserBlockDevice("disk", socket)
     async with (
         storage_daemon(disk, socket),
-        boot(replace(spec, devices=(*spec.devices, device)), binary=qemu_program) as (_, shell),
+        boot(replace(spec, devices=(*spec.devices, device))) as (_, shell),
     ):
         await shell.until("[ -b /dev/vda ]")
         assert await shell.run("head -c 11 /dev/vda") == "katapy-disk"
@@ -143,16 +139,16 @@ def huge_pages() -> Iterator[None]:
     setting.write_text(before)
 
 
-async def test_huge_pages(spec: VmSpec, boot: Boot, huge_pages: None, qemu_program: Path) -> None:
-    async with boot(replace(spec, hugepages=True), binary=qemu_program) as (vm, _):
+async def test_huge_pages(spec: VmSpec, boot: Boot, huge_pages: None) -> None:
+    async with boot(replace(spec, hugepages=True)) as (vm, _):
         smaps = Path(f"/proc/{vm.pid}/smaps").read_text()
         (pages,) = re.findall(r"Size: +262144 kB\nKernelPageSize: +(\d+) kB", smaps)
         assert pages == "2048"
 
 
-async def test_numa_nodes(spec: VmSpec, boot: Boot, qemu_program: Path) -> None:
+async def test_numa_nodes(spec: VmSpec, boot: Boot) -> None:
     nodes = (NumaNode(1, 96 * MIB, host_node=0), NumaNode(1, 160 * MIB))
-    async with boot(replace(spec, vcpus=2, numa=nodes), binary=qemu_program) as (_, shell):
+    async with boot(replace(spec, vcpus=2, numa=nodes)) as (_, shell):
         assert await shell.run("cat /sys/devices/system/node/online") == "0-1"
         assert await shell.run("cat /sys/devices/system/node/node1/cpulist") == "1"
     with pytest.raises(InvalidConfig, match="share out the memory"):
@@ -184,11 +180,9 @@ async def test_pc_hot_plugs_on_its_root_bus(
         assert (await vm.resize_vcpus(2, 20)).actual == 2
 
 
-async def test_memory_of_a_panicked_guest(
-    spec: VmSpec, boot: Boot, tmp_path: Path, qemu_program: Path
-) -> None:
+async def test_memory_of_a_panicked_guest(spec: VmSpec, boot: Boot, tmp_path: Path) -> None:
     spec = replace(spec, panic_dump=tmp_path, devices=(*spec.devices, PanicDevice()))
-    async with boot(spec, binary=qemu_program) as (vm, shell):
+    async with boot(spec) as (vm, shell):
         await shell.send("echo c > /proc/sysrq-trigger")
         with trio.fail_after(60):
             await vm.exited.wait()
