@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STATE_FILE = "state"
 RECORD_FILE = "vm.json"
 TIMEOUT_S = 120.0
+_LOOK_INTERVAL = 0.01
 _BANDWIDTH = 1 << 40  # bytes per second: as fast as the file takes it
 
 
@@ -57,6 +58,7 @@ class Snapshots:
             await self._prepare()
             await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
             await self._transfer("migrate", state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            await self._settled()
             text = json.dumps(likeness(self._spec, self._features), indent=2)
             await trio.to_thread.run_sync(record.write_text, text + "\n")
         except BaseException:
@@ -105,6 +107,12 @@ class Snapshots:
                     raise await self._failure(command, path)
             raise VmmError(f"{command}: QEMU ended before {path} was done")
         raise ControlTimeout(f"{command} with {path} was not done within {TIMEOUT_S:g} s")
+
+    async def _settled(self) -> None:
+        # Newer QEMUs say that they are done a moment before the VM may go on.
+        with trio.move_on_after(TIMEOUT_S):
+            while (await self._qmp.execute("query-status"))["status"] == "finish-migrate":
+                await trio.sleep(_LOOK_INTERVAL)
 
     async def _uri(self, path: Path, flags: int) -> str:
         if self._features.migrate_file:
