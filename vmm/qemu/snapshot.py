@@ -29,6 +29,7 @@ STATE_FILE = "state"
 RECORD_FILE = "vm.json"
 TIMEOUT_S = 120.0
 _LOOK_INTERVAL = 0.01
+_LOOKS = 1000
 _BANDWIDTH = 1 << 40  # bytes per second: as fast as the file takes it
 
 
@@ -110,9 +111,11 @@ class Snapshots:
 
     async def _settled(self) -> None:
         # Newer QEMUs say that they are done a moment before the VM may go on.
-        with trio.move_on_after(TIMEOUT_S):
-            while (await self._qmp.execute("query-status"))["status"] == "finish-migrate":
-                await trio.sleep(_LOOK_INTERVAL)
+        for _ in range(_LOOKS):
+            if (await self._qmp.execute("query-status"))["status"] != "finish-migrate":
+                return
+            await trio.sleep(_LOOK_INTERVAL)
+        raise ControlTimeout("QEMU does not finish the migration it has completed")
 
     async def _uri(self, path: Path, flags: int) -> str:
         if self._features.migrate_file:

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.integration.vmm.conftest import Boot
 from vmm.errors import InvalidConfig
 from vmm.events import ExitCause
 from vmm.qemu.qemu import QemuHypervisor
+from vmm.sockets import listen
 from vmm.spec import (
     MIB,
     BlockDevice,
@@ -74,15 +76,15 @@ async def test_persistent_memory(nvdimm: bool, spec: VmSpec, boot: Boot, tmp_pat
 async def storage_daemon(image: Path, socket: Path) -> AsyncIterator[None]:
     """A process that serves a disk over vhost-user."""
     disk = f"driver=file,node-name=d,filename={image}"
-    export = f"vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}"
-    argv = ["qemu-storage-daemon", "--blockdev", disk, "--export", export]
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(trio.run_process, argv)
-        with trio.fail_after(10):
-            while not socket.exists():
-                await trio.sleep(0.01)
-        yield
-        process.terminate()
+    with listen(socket) as listener:
+        fd = listener.fileno()
+        export = f"vhost-user-blk,id=e,node-name=d,writable=on,addr.type=fd,addr.str={fd}"
+        argv = ["qemu-storage-daemon", "--blockdev", disk, "--export", export]
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, argv, pass_fds=(fd,))
+            process = await nursery.start(run)
+            yield
+            process.terminate()
     socket.unlink(missing_ok=True)
 
 

@@ -13,7 +13,14 @@ RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.mark.parametrize(
-    "version,run_with_user,migrate_file,reconnect_ms,mem_unplug_error,monitor_object",
+    (
+        "version",
+        "run_with_user",
+        "migrate_file",
+        "reconnect_ms",
+        "mem_unplug_error",
+        "monitor_object",
+    ),
     [
         ("7.2", False, False, False, True, False),
         ("10.0", True, True, True, False, False),
