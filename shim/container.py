@@ -20,6 +20,7 @@ from shim.events import (
     TaskStart,
 )
 from shim.oci.guest_spec import guest_process
+from shim.oci.resources import guest_resources
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
@@ -240,11 +241,19 @@ class Container:
         await self.process(exec_id).resize(self._pod.agent, width, height)
 
     async def update(self, resources: dict[str, Any]) -> None:
-        """Apply new limits (OCI ``linux.resources``)."""
+        """Apply new limits (OCI ``linux.resources``) in the guest.
+
+        Raises:
+            FailedPrecondition: it has ended.
+        """
+        self.require_alive("update")
+        await self._pod.agent.update(self.id, guest_resources(resources))
+
+    def require_alive(self, action: str) -> None:
+        """Raise FailedPrecondition when it has ended; ``action`` is named in the error."""
         self.init.lifecycle.require(
-            "update", ProcessState.CREATED, ProcessState.RUNNING, ProcessState.PAUSED
+            action, ProcessState.CREATED, ProcessState.RUNNING, ProcessState.PAUSED
         )
-        await self._pod.agent.update(self.id, resources)
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:
         """Read the counters.

@@ -22,6 +22,7 @@ from shim.ledger import Ledger
 from shim.log import Log
 from shim.net.netns import open_netns
 from shim.pod_vm import Helper, PodVm, PodVmPlan
+from shim.resources import Size, boot_demand, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.storage.guest_share import share_storage
@@ -100,10 +101,15 @@ class PodBuilder:
         """
         self._stages.reached("create")
         self._make_runtime_dir()
+        size = self._boot_size(spec)
         netns = await trio.to_thread.run_sync(open_netns, spec)
         try:
             plan = plan_vm(
-                self._config, name=f"katapy-{self._id}", runtime_dir=self._runtime_dir, netns=netns
+                self._config,
+                name=f"katapy-{self._id}",
+                runtime_dir=self._runtime_dir,
+                netns=netns,
+                size=size,
             )
             share = await self._make_share(plan)
             vm = PodVm(
@@ -118,6 +124,13 @@ class PodBuilder:
             if netns is not None:
                 os.close(netns)
         return vm, share
+
+    def _boot_size(self, spec: dict[str, Any]) -> Size:
+        demand, rule = boot_demand(spec), size_rule(self._config)
+        self._log.info(f"the VM starts with {rule.explain(demand)}")
+        if cut := rule.shortfall(demand):
+            self._log.warning(f"{cut}: it gets {rule.size(demand)}")
+        return rule.size(demand)
 
     def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
         helpers: tuple[AbstractAsyncContextManager[Helper], ...] = ()

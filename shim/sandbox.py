@@ -31,9 +31,11 @@ from shim.log import Log
 from shim.oci.guest_spec import guest_spec
 from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
+from shim.pod_size import PodSize
 from shim.pod_vm import PodVm
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
+from shim.resources import Size, counted_resources, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
@@ -86,6 +88,7 @@ class Sandbox:
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
+        self._size: PodSize | None = None
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -213,6 +216,9 @@ class Sandbox:
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
         )
+        if self._size is not None:
+            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
+            await self._size.admit(request.container_id, counted_resources(spec))
         cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
         await vm.agent.create_container(
             request.container_id,
@@ -239,6 +245,28 @@ class Sandbox:
         await container.delete()
         self._containers.pop(container_id, None)
         return container.init
+
+    async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits (OCI ``linux.resources``), and give the VM the size they call for.
+
+        Raises:
+            NotFound: there is no container of this id.
+            FailedPrecondition: it has ended.
+            ResourceExhausted: the VM did not get the memory.
+        """
+        container = self.container(container_id)
+        container.require_alive("update")
+        if self._size is None:
+            await container.update(resources)
+        else:
+            await self._size.update(container_id, resources, container.update)
+
+    def _releaser(self, container_id: str) -> Callable[[], Awaitable[None]]:
+        async def release() -> None:
+            if self._size is not None:
+                self._size.release(container_id)
+
+        return release
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -302,9 +330,22 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._files = ContainerFiles(self._config, vm, share)
+            self._size = self._pod_size(vm)
+            self._nursery.start_soon(self._size.run)
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
+
+    def _pod_size(self, vm: PodVm) -> PodSize:
+        spec = vm.hypervisor.spec
+        return PodSize(
+            vm.hypervisor,
+            vm.agent,
+            size_rule(self._config),
+            Size(spec.vcpus, spec.memory_bytes),
+            fixed=self._config.runtime.static_sandbox_resource_mgmt,
+            log=self._log,
+        )
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm

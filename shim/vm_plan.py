@@ -6,16 +6,15 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from shim.errors import ConfigError
+from shim.resources import Demand, Size, size_rule
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
-    MIB,
     BalloonDevice,
     BlockDevice,
     Device,
@@ -52,7 +51,9 @@ class VmPlan:
     msize: int
 
 
-def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) -> VmPlan:
+def plan_vm(
+    config: Config, *, name: str, runtime_dir: Path, netns: int | None, size: Size | None = None
+) -> VmPlan:
     """Plan a pod's VM.
 
     Args:
@@ -60,11 +61,14 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         name: shown in the host's process list.
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
+        size: what it boots with; None for the size of a pod that asks for nothing.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    rule = size_rule(config)
+    size = size or rule.size(Demand())
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
     shared_fs = _shared_fs(config, tuned=tuned)
     share_dir = runtime_dir / "shared"
@@ -75,20 +79,21 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         devices.append(FsDevice("share", SHARE_TAG, socket, vm.virtio_fs_queue_size))
     elif shared_fs == "virtio-9p":
         devices.append(NinePDevice("share", SHARE_TAG, share_dir))
-    cpus = os.cpu_count() or 1
     arguments = [kernel_args, f"katapy.channel={config.katapy.channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    hot = vm.machine_type == "q35"
+    grows = vm.machine_type == "q35" and not config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
         name=name,
         machine=vm.machine_type,
-        vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if hot else 0,
-        memory_bytes=vm.default_memory * MIB,
+        vcpus=size.vcpus,
+        max_vcpus=rule.max_vcpus if grows else 0,
+        memory_bytes=size.memory_bytes,
+        max_memory_bytes=rule.max_memory if grows else 0,
+        memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),

@@ -49,6 +49,8 @@ class Qemu:
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))
     default_memory: int = key(2048, rules.integer(128, _MAX_MIB, "MiB"))
     default_maxmemory: int = key(0, rules.integer(0, _MAX_MIB, "MiB"))
+    # Kata's 32 holds its agent, but not ours with Python.
+    overhead_memory: int = key(96, rules.integer(0, _MAX_MIB, "MiB"))
     # Kata leaves it off where DIMMs work; only virtio-mem can shrink again.
     enable_virtio_mem: bool = key(True, rules.flag())
     # Kata leaves it off; a guest that keeps every page it ever touched is what its users
@@ -108,6 +110,9 @@ class Runtime:
     # Kata drops the profile by default; the guest's crun applies it at no cost in start
     # time worth the loss.
     disable_guest_seccomp: bool = key(False, rules.flag())
+    static_sandbox_resource_mgmt: bool = key(False, rules.flag())
+    # As runtime-rs has it; cgroup version 2 allows nothing else.
+    sandbox_cgroup_only: bool = key(True, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,9 @@ def _mounts(scope: Scope) -> Iterable[str]:
 def _sockets(scope: Scope) -> Iterable[str]:
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         path = " ".join(line.split()[7:])
-        if path.startswith(_SOCKET_PREFIXES) or scope.token in path:
+        # The table is the network namespace's, the shared directories are this run's own.
+        ours = path.startswith(_SOCKET_PREFIXES) and os.path.exists(path)
+        if ours or scope.token in path:
             yield path
 
 

@@ -223,6 +223,9 @@ def kernel_cmdline(spec: VmSpec, accelerator: Accelerator, tsc_khz: int) -> str:
             wanted["tsc_early_khz"] = str(tsc_khz)
     if hot_memory_bytes(spec):
         wanted["memhp_default_state"] = "online_movable"  # so that it can be unplugged
+        # Where memory could come above 4 GiB the kernel sets 64 MiB of bounce buffers
+        # aside, which no virtio device needs. These are 4 MiB.
+        wanted["swiotlb"] = "2048"
     words += [f"{k}={v}" if v else k for k, v in wanted.items() if k not in given]
     if "root" not in given and spec.image is not None and not given & {"ro", "rw"}:
         words.append("ro" if spec.image.read_only else "rw")
