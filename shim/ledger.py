@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "file": ("path",),
     "dir": ("path",),  # with `tree` true its content goes too
     "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
+    "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
     "netdev": ("name", "netns"),  # netns: path of its namespace, "" for the host's
     "loop": ("device",),  # `backing` names the file it must still be attached to
 }

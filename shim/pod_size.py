@@ -6,7 +6,7 @@ Growth comes before the guest is told of a container's limits, shrinking after i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import trio
@@ -34,6 +34,7 @@ class PodSize:
         boot: the size it was started with, below which it never goes.
         fixed: it keeps that size.
         log: where each decision goes.
+        on_vcpus: gets the host threads of the vCPUs after some were added.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class PodSize:
         *,
         fixed: bool,
         log: Log,
+        on_vcpus: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         self._vm = hypervisor
         self._agent = agent
@@ -53,6 +55,7 @@ class PodSize:
         self._fixed = fixed
         self._log = log
         self._now = boot
+        self._on_vcpus = on_vcpus
         self._resources: dict[str, Mapping[str, Any]] = {}
         self._lock = trio.Lock()
         self._released = trio.Event()
@@ -155,6 +158,8 @@ class PodSize:
         try:
             resized = await self._vm.resize_vcpus(count, timeout)
             if resized.guest_must_online:
+                if self._on_vcpus is not None:
+                    self._on_vcpus((await self._vm.vcpu_threads()).values())
                 await self._agent.online_cpus(max(0, resized.actual - before.vcpus))
         except (VmmError, TtrpcError) as err:
             self._log.warning(f"the VM keeps {before.vcpus} vCPUs, {count} were asked for: {err}")

@@ -8,6 +8,7 @@ Delete undo the same things in the same way.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_size import PodSize
 from shim.pod_vm import PodVm
-from shim.process import Process
+from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.resources import Size, counted_resources, size_rule
 from shim.rollback import Rollback
@@ -43,6 +44,8 @@ from shim.stdio.stdio import Stdio, open_stdio
 
 REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+# From the loss of the agent's channel to the VMM's end being known.
+VMM_END_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -288,7 +291,9 @@ class Sandbox:
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
-                await process.supervise(agent, stdio, before_exit, task_status=task_status)
+                await process.supervise(
+                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
                     raise
@@ -296,6 +301,23 @@ class Sandbox:
                 process.lost()
 
         await self._nursery.start(guarded)
+
+    async def _lost(self, process: Process) -> int:
+        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
+        vm, cgroup = self._vm, self._builder.cgroup
+        if vm is None or cgroup is None:
+            return LOST_EXIT_STATUS
+        with trio.move_on_after(VMM_END_TIMEOUT_S):
+            await vm.hypervisor.exited.wait()
+        if not cgroup.oom_kills():
+            return LOST_EXIT_STATUS
+        if not process.exec_id:
+            self._log.error(
+                f"the host's OOM killer struck in the pod's cgroup {cgroup.main.path}: "
+                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
+            )
+            self._publish(TaskOOM(process.container_id))
+        return OOM_EXIT_STATUS
 
     async def _remove_in_guest(self, request: CreateContainer) -> None:
         vm = self._vm
@@ -337,7 +359,7 @@ class Sandbox:
             return vm, self._files
 
     def _pod_size(self, vm: PodVm) -> PodSize:
-        spec = vm.hypervisor.spec
+        spec, cgroup = vm.hypervisor.spec, self._builder.cgroup
         return PodSize(
             vm.hypervisor,
             vm.agent,
@@ -345,6 +367,7 @@ class Sandbox:
             Size(spec.vcpus, spec.memory_bytes),
             fixed=self._config.runtime.static_sandbox_resource_mgmt,
             log=self._log,
+            on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
         )
 
     async def _run_in_nursery(self, vm: PodVm) -> None:

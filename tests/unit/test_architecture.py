@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.pod_vm", "shim.pod_size"),
     ("shim.container", "shim.process"),
     ("shim.agent", "shim.net", "shim.storage", "shim.stdio", "shim.oci", "shim.publisher"),
-    ("shim.resources",),
+    ("shim.resources", "shim.cgroup"),
     ("shim.config", "shim.metrics"),
     ("vmm.hypervisor",),
     ("shim.ttrpc",),
