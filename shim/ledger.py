@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
     "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
     "netdev": ("name", "netns"),  # netns: path of its namespace, "" for the host's
+    "ingress": ("link", "netns"),  # the ingress qdisc of a link, with its filters
     "loop": ("device",),  # `backing` names the file it must still be attached to
 }
 

@@ -92,11 +92,12 @@ def _mounts(scope: Scope) -> Iterable[str]:
 
 
 def _sockets(scope: Scope) -> Iterable[str]:
+    # The kernel's list has other mount namespaces' sockets too, under the same paths; one
+    # of ours without a file still has a process, which is told of as such.
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         path = " ".join(line.split()[7:])
-        # The table is the network namespace's, the shared directories are this run's own.
-        ours = path.startswith(_SOCKET_PREFIXES) and os.path.exists(path)
-        if ours or scope.token in path:
+        shared = path.startswith(_SOCKET_PREFIXES) and os.path.lexists(path)
+        if shared or scope.token in path:
             yield path
 
 
@@ -104,7 +105,7 @@ def _cgroups(scope: Scope) -> Iterable[str]:
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
         for name in names:
             path = os.path.join(folder, name)
-            if scope.token in path and name != scope.token:  # others' pods have theirs
+            if scope.token in path and name != scope.token:  # other runs have theirs
                 yield path
 
 

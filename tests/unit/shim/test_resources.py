@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.config.model import Config, Qemu
+from shim.config.hypervisors import Qemu
+from shim.config.model import Config
 from shim.errors import InvalidArgument
 from shim.resources import (
     MIB,
