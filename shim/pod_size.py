@@ -14,7 +14,16 @@ import trio
 from shim.agent import Agent
 from shim.errors import ResourceExhausted
 from shim.log import Log
-from shim.resources import MIB, Demand, Size, SizeRule, container_demand, merged, total
+from shim.resources import (
+    MIB,
+    Demand,
+    Size,
+    SizeRule,
+    container_demand,
+    guest_cpu_list,
+    merged,
+    total,
+)
 from shim.ttrpc.status import TtrpcError
 from vmm.errors import LimitExceeded, Unsupported, VmmError
 from vmm.hypervisor import Hypervisor, Resized
@@ -72,12 +81,15 @@ class PodSize:
             max(wanted.vcpus, self._boot.vcpus), max(wanted.memory_bytes, self._boot.memory_bytes)
         )
 
-    async def admit(self, container_id: str, resources: Mapping[str, Any]) -> None:
+    async def admit(self, container_id: str, resources: Mapping[str, Any]) -> str:
         """Make room for a container that is about to be created.
 
         Args:
             container_id: its id.
             resources: its OCI ``linux.resources``.
+
+        Returns:
+            What :meth:`guest_cpus` says of them.
 
         Raises:
             ResourceExhausted: the VM did not get the memory.
@@ -89,6 +101,7 @@ class PodSize:
         except BaseException:
             self.release(container_id)
             raise
+        return self.guest_cpus(resources)
 
     def release(self, container_id: str) -> None:
         """Forget a container that is gone; :meth:`run` gives its room back."""
@@ -99,14 +112,14 @@ class PodSize:
         self,
         container_id: str,
         changes: Mapping[str, Any],
-        apply: Callable[[dict[str, Any]], Awaitable[None]],
+        apply: Callable[[dict[str, Any], str], Awaitable[None]],
     ) -> None:
         """Change a container's limits, the VM growing before and shrinking after it.
 
         Args:
             container_id: a container that was admitted.
             changes: OCI resources; what they do not name stays.
-            apply: tells the guest; gets the changes.
+            apply: tells the guest; gets the changes and what :meth:`guest_cpus` says of them.
 
         Raises:
             ResourceExhausted: the VM did not get the memory; the limits are as before.
@@ -116,12 +129,17 @@ class PodSize:
             self._resources[container_id] = merged(before, changes)
             try:
                 await self._grow()
-                await apply(dict(changes))
+                await apply(dict(changes), self.guest_cpus(changes))
             except BaseException:
                 self._resources[container_id] = before
                 self._released.set()
                 raise
             await self._shrink()
+
+    def guest_cpus(self, resources: Mapping[str, Any]) -> str:
+        """The guest's CPUs for a container bound to CPUs of the host, empty for any."""
+        limit = self._vm.spec.vcpu_limit
+        return guest_cpu_list(resources, self._resources.values(), self._now, limit)
 
     async def run(self) -> None:
         """Give back the room of released containers for as long as the VM runs."""

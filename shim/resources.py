@@ -222,6 +222,38 @@ def merged(resources: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return result
 
 
+def guest_cpu_list(
+    resources: Mapping[str, Any], everyone: Iterable[Mapping[str, Any]], size: Size, limit: int
+) -> str:
+    """Choose the guest's CPUs that stand for those a container is bound to on the host.
+
+    A container bound to two CPUs is bound to two of the guest's, and containers bound to
+    different ones to different ones, as far as the VM has so many.
+
+    Args:
+        resources: the container's OCI ``linux.resources``.
+        everyone: those of all containers of the pod.
+        size: the VM's size.
+        limit: most vCPUs it may ever have.
+
+    Returns:
+        Empty when it names no CPUs.
+    """
+    own = _cpu_set(resources)
+    if not own:
+        return ""
+    if len(own) >= size.vcpus:
+        return f"0-{limit - 1}"  # those to come too
+    bound = (cpus for cpus in map(_cpu_set, everyone) if len(cpus) < size.vcpus)
+    known = sorted(own.union(*bound))
+    guest = sorted({known.index(cpu) % size.vcpus for cpu in own})
+    return ",".join(map(str, guest))
+
+
+def _cpu_set(resources: Mapping[str, Any]) -> frozenset[int]:
+    return parse_cpu_list(resources.get("cpu", {}).get("cpus", ""))
+
+
 def parse_cpu_list(text: str) -> frozenset[int]:
     """Read a list such as ``0-3,8``.
 

@@ -27,9 +27,11 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
+from shim.hooks import Hooks
 from shim.ledger import Ledger
 from shim.log import Log
 from shim.oci.guest_spec import guest_spec
+from shim.oci.resources import GuestLimits
 from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_size import PodSize
@@ -210,6 +212,20 @@ class Sandbox:
         vm, files = await self._started(spec)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
         sources = await files.add_volumes(request.container_id, spec, cleanup)
+        hooks = Hooks(
+            spec,
+            container_id=request.container_id,
+            bundle=request.bundle,
+            pid=vm.pid,
+            log=self._log,
+        )
+        if "poststop" in hooks:
+            cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
+        await hooks.before_create()
+        cpus = ""
+        if self._size is not None:
+            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
+            cpus = await self._size.admit(request.container_id, counted_resources(spec))
         guest = guest_spec(
             spec,
             container_id=request.container_id,
@@ -218,10 +234,9 @@ class Sandbox:
             terminal=request.stdio.terminal,
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
+            limits=GuestLimits.of_features(vm.agent.features),
+            cpus=cpus,
         )
-        if self._size is not None:
-            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
-            await self._size.admit(request.container_id, counted_resources(spec))
         cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
         await vm.agent.create_container(
             request.container_id,
@@ -229,7 +244,7 @@ class Sandbox:
             storages=storages,
             timeout=self._config.runtime.create_container_timeout,
         )
-        container = Container(request, self, vm.pid, cleanup, self._publish)
+        container = Container(request, self, vm.pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         self._stages.reached("created")
@@ -260,7 +275,7 @@ class Sandbox:
         container = self.container(container_id)
         container.require_alive("update")
         if self._size is None:
-            await container.update(resources)
+            await container.update(resources, "")
         else:
             await self._size.update(container_id, resources, container.update)
 

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.sandbox",),
     ("shim.pod_builder", "shim.container_files"),
     ("shim.pod_vm", "shim.pod_size"),
-    ("shim.container", "shim.process"),
+    ("shim.container", "shim.process", "shim.hooks"),
     ("shim.agent", "shim.net", "shim.storage", "shim.stdio", "shim.oci", "shim.publisher"),
     ("shim.resources", "shim.cgroup"),
     ("shim.config", "shim.metrics"),

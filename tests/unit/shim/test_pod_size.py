@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from shim.pod_size import PodSize
 from shim.resources import MIB, Size, SizeRule
 from vmm.errors import GuestTimeout, LimitExceeded, Unsupported, VmmError
 from vmm.hypervisor import Hypervisor, Resized
+from vmm.spec import VmSpec
 
 RULE = SizeRule(1.0, 256 * MIB, 0, max_vcpus=8, max_memory=4096 * MIB)
 BOOT = Size(1, 256 * MIB)
@@ -26,6 +28,7 @@ class Machine:
         self.done: list[str] = []
         self.fail: dict[str, VmmError] = {}
         self.takes = 1 << 62
+        self.spec = VmSpec(Path("kernel"), Path("dir"), max_vcpus=8)
 
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         self._do(f"vcpus {count}")
@@ -41,8 +44,8 @@ class Machine:
     async def online_cpus(self, count: int) -> None:
         self._do(f"online {count}")
 
-    async def apply(self, changes: dict[str, Any]) -> None:
-        self._do("apply")
+    async def apply(self, changes: dict[str, Any], cpus: str) -> None:
+        self._do(f"apply {cpus}".strip())
 
     def _do(self, what: str) -> None:
         self.done.append(what)
@@ -173,6 +176,16 @@ async def test_a_guest_that_takes_or_gives_a_part(machine: Machine, log: Warning
     machine.fail["memory"] = GuestTimeout("pages are busy")
     await size.update("a", _limits(1, 1), machine.apply)
     assert size.now == Size(1, 512 * MIB)
+
+
+async def test_cpus_of_the_host_become_the_guests(machine: Machine, log: Warnings) -> None:
+    size = _size(machine, log, Size(3, 256 * MIB))
+    assert await size.admit("a", _limits(1)) == ""
+    assert await size.admit("b", {"cpu": {"quota": 1, "cpus": "10-11"}}) == "0,1"
+    assert await size.admit("c", {"cpu": {"quota": 1, "cpus": "40"}}) == "2"
+    assert await size.admit("d", {"cpu": {"shares": 2, "cpus": "0-63"}}) == "0-7"
+    await size.update("c", {"cpu": {"cpus": "40,41"}}, machine.apply)
+    assert machine.done[-1] == "apply 0,2"  # the fourth of 10, 11, 40 and 41 shares the first's
 
 
 async def test_a_fixed_vm_keeps_its_size(machine: Machine, log: Warnings) -> None:
