@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.lib.command import run
@@ -56,20 +56,28 @@ def rootfs_tar() -> bytes:
     return buffer.getvalue()
 
 
-def write_image(path: Path) -> None:
-    """Write the image as an OCI layout tar that containerd imports as ``IMAGE_NAME``."""
+def write_image(
+    path: Path, *, image: str = IMAGE_NAME, command: Sequence[str] = ("/bin/sh",)
+) -> None:
+    """Write an OCI layout tar that containerd imports as ``image``, which runs ``command``."""
     architecture = run(["dpkg", "--print-architecture"], timeout=10).strip()
     with tarfile.open(path, mode="w") as tar:
-        for name, data in _layout(rootfs_tar(), architecture):
+        for name, data in _layout(rootfs_tar(), architecture, image, command):
             _add_file(tar, name, data, 0o644)
 
 
-def _layout(layer: bytes, architecture: str) -> Iterator[tuple[str, bytes]]:
+def _layout(
+    layer: bytes, architecture: str, image: str, command: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
     config = _json(
         {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "config": {
+                "Env": ["PATH=/bin:/usr/bin"],
+                "Cmd": list(command),
+                "WorkingDir": "/",
+            },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )
@@ -83,7 +91,7 @@ def _layout(layer: bytes, architecture: str) -> Iterator[tuple[str, bytes]]:
     )
     reference = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
     reference["annotations"] = {
-        "io.containerd.image.name": IMAGE_NAME,
+        "io.containerd.image.name": image,
         "org.opencontainers.image.ref.name": "latest",
     }
     yield "oci-layout", _json({"imageLayoutVersion": "1.0.0"})
