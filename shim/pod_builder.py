@@ -21,10 +21,11 @@ from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.log import Log
 from shim.net.netns import open_netns
+from shim.oci.pod import PodSettings
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.rollback import Rollback
 from shim.stages import Stages
-from shim.storage.guest_share import share_storage
+from shim.storage.guest_share import share_storage, shm_storage
 from shim.storage.share import Share
 from shim.vm_plan import VmPlan, plan_vm
 from vmm.hypervisor import Hypervisor, Recorder
@@ -86,12 +87,13 @@ class PodBuilder:
         self._stages = stages
 
     async def build(
-        self, spec: dict[str, Any], run: Callable[[PodVm], Any]
+        self, spec: dict[str, Any], settings: PodSettings, run: Callable[[PodVm], Any]
     ) -> tuple[PodVm, Share | None]:
         """Make everything and run the VM; returns when the guest's agent has answered.
 
         Args:
             spec: the OCI spec of the pod's first container.
+            settings: what its containers share, from that spec.
             run: runs the VM in a task of the pod's and returns when it is up.
 
         Raises:
@@ -108,7 +110,7 @@ class PodBuilder:
             share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),
-                self._plan(spec, plan),
+                self._plan(settings, plan),
                 self._on_oom,
                 self._log,
                 self._stages,
@@ -119,19 +121,23 @@ class PodBuilder:
                 os.close(netns)
         return vm, share
 
-    def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
+    def _plan(self, settings: PodSettings, plan: VmPlan) -> PodVmPlan:
         helpers: tuple[AbstractAsyncContextManager[Helper], ...] = ()
         if plan.shared_fs == "virtio-fs":
             helpers = (self._backends.virtiofsd(plan, self._config, self._recorder("virtiofsd")),)
         storages: tuple[agent_pb2.Storage, ...] = ()
         if plan.shared_fs != "none":
             storages = (share_storage(plan.shared_fs, plan.msize),)
+        if settings.shm_bytes:
+            storages += (shm_storage(settings.shm_bytes),)
         return PodVmPlan(
             sandbox_id=self._id,
             spec=plan.spec,
             helpers=helpers,
             storages=storages,
-            hostname=spec.get("hostname", ""),
+            hostname=settings.hostname,
+            dns=settings.dns,
+            sysctls=settings.sysctls,
             kernel_modules=self._config.agent.kernel_modules,
             dial_timeout=float(self._config.agent.dial_timeout),
         )

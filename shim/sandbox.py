@@ -20,6 +20,7 @@ from shim.container_files import ContainerFiles
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     KatapyError,
     NotFound,
     Unavailable,
@@ -29,13 +30,18 @@ from shim.events import Publish, TaskCreate, TaskOOM
 from shim.ledger import Ledger
 from shim.log import Log
 from shim.oci.guest_spec import guest_spec
+from shim.oci.namespaces import joined_namespaces
+from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
+from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_vm import PodVm
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
+from shim.stand_in import open_stand_in
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
 
@@ -86,6 +92,7 @@ class Sandbox:
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
+        self._settings = PodSettings()
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -198,17 +205,31 @@ class Sandbox:
 
     async def _create(self, request: CreateContainer, cleanup: Rollback) -> Container:
         spec = load_spec(Path(request.bundle))
+        role = container_role(spec)
+        if role is Role.SANDBOX:
+            return await self._create_pause(request, spec, cleanup)
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
-        vm, files = await self._started(spec)
+        vm, files = await self._started(spec, role)
+        pid = await self._host_pid(vm, role, cleanup)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
         sources = await files.add_volumes(request.container_id, spec, cleanup)
+        joined = joined_namespaces(
+            spec,
+            pod_pid=vm.pid,
+            containers={c.init.pid: c.id for c in self._containers.values()},
+            host_pid=self._settings.host_pid,
+        )
+        if "sysctl" not in vm.agent.features and self._settings.sysctls:
+            linux = spec.setdefault("linux", {})
+            linux["sysctl"] = {**self._settings.sysctls, **linux.get("sysctl", {})}
         guest = guest_spec(
             spec,
             container_id=request.container_id,
             rootfs_path=rootfs,
             mount_sources=sources,
+            joined_namespaces=joined.paths if "pod-namespaces" in vm.agent.features else {},
             terminal=request.stdio.terminal,
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
@@ -218,13 +239,31 @@ class Sandbox:
             request.container_id,
             guest,
             storages=storages,
+            shared_pid_namespace=joined.shared_pid,
             timeout=self._config.runtime.create_container_timeout,
         )
-        container = Container(request, self, vm.pid, cleanup, self._publish)
+        container = Container(request, self, pid, cleanup, self._publish)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         self._stages.reached("created")
         return container
+
+    async def _create_pause(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
+        vm, _files = await self._started(spec, Role.SANDBOX)
+        pause = PauseContainer(request, self, vm.pid, cleanup, self._publish)
+        self._nursery.start_soon(pause.run, vm.gone, self._stop_vm)
+        self._stages.reached("created")
+        return pause
+
+    async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
+        """The host pid of a container: the VMM's for one alone, else a pid of its own."""
+        if role is Role.SINGLE and not self._containers:
+            return vm.pid
+        stand_in = await open_stand_in(vm.pid)
+        cleanup.push("its host pid", stand_in.close)
+        return stand_in.pid
 
     async def delete_container(self, container_id: str) -> Process:
         """Undo a container that has ended or was never started.
@@ -277,11 +316,12 @@ class Sandbox:
 
     # -- the VM -----------------------------------------------------------------------
 
-    async def _started(self, spec: dict[str, Any]) -> tuple[PodVm, ContainerFiles]:
+    async def _started(self, spec: dict[str, Any], role: Role) -> tuple[PodVm, ContainerFiles]:
         """The pod's running VM, started by the first who asks, and the way of files into it.
 
         Raises:
             Unavailable: it has ended.
+            FailedPrecondition: a member of a pod asks before its pod was made.
         """
         async with self._starting:
             state = self._lifecycle.state
@@ -292,9 +332,12 @@ class Sandbox:
                 return self._vm, self._files
             if state is not SandboxState.NEW:
                 raise Unavailable(f"pod {self.id} is {state.value}")
+            if role is Role.MEMBER:
+                raise FailedPrecondition(f"pod {self.id} has not been started")
             self._lifecycle.move(SandboxState.STARTING)
             try:
-                vm, share = await self._builder.build(spec, self._run_in_nursery)
+                settings = await trio.to_thread.run_sync(pod_settings, spec)
+                vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
                 self._vm = None
@@ -302,6 +345,7 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._files = ContainerFiles(self._config, vm, share)
+            self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
@@ -329,7 +373,8 @@ class Sandbox:
     async def _stop_vm(self) -> None:
         if self._vm is not None:
             # With no container left there is nothing to sync or to end first.
-            await self._vm.stop(orderly=bool(self._containers))
+            running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
+            await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
         if container_id in self._containers:

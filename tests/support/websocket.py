@@ -77,7 +77,10 @@ class Stream:
         assert codes, status
         return codes[0]
 
-    def close(self) -> None:
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
         """Leave, whatever is still to come."""
         self._socket.close()
 

@@ -4,14 +4,71 @@ from __future__ import annotations
 
 import pytest
 
+from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2 as pods
 from tests.support.pods import Kubelet, linux
 
 pytestmark = pytest.mark.root
 
+OWN_PIDS = linux(pid=pods.CONTAINER)
+
 
 @pytest.mark.core
-def test_smoke(kubelet: Kubelet) -> None:
-    pod = kubelet.pod("first")
-    one = pod.container("one", "sleep", "1000", linux=linux(pid=pods.CONTAINER))
-    assert one.sh("echo hello; hostname") == "hello\nfirst"
+def test_three_containers_share_one_pod(kubelet: Kubelet) -> None:
+    pod = kubelet.pod(
+        "web",
+        dns_config={"servers": ["10.1.2.3"], "searches": ["tests.local"], "options": ["ndots:3"]},
+        linux={
+            **linux(pid=pods.CONTAINER),
+            "sysctls": {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "4000 5000"},
+        },
+    )
+    one = pod.container("one", "sleep", "1000", linux=OWN_PIDS)
+    two = pod.container("two", "sleep", "1000", linux=OWN_PIDS)
+    three = pod.container(
+        "three", "sh", "-c", "echo out; echo err >&2; cat; exit 7", stdin=True, linux=OWN_PIDS
+    )
+
+    # The pod's own: host name, DNS, kernel settings, ipc and uts, and nobody else's pids.
+    assert one.sh("hostname; cat /etc/hostname") == "web\nweb"
+    assert one.sh("cat /etc/resolv.conf") == (
+        "search tests.local\nnameserver 10.1.2.3\noptions ndots:3"
+    )
+    assert two.sh("cat /proc/sys/kernel/shm_rmid_forced") == "1"
+    assert two.sh("cat /proc/sys/net/ipv4/ip_local_port_range") == "4000\t5000"
+    for kind in ("ipc", "uts", "net"):
+        assert one.sh(f"readlink /proc/self/ns/{kind}") == two.sh(f"readlink /proc/self/ns/{kind}")
+    assert one.sh("readlink /proc/1/ns/pid") != two.sh("readlink /proc/1/ns/pid")
+    assert one.sh("cat /proc/1/cmdline | tr '\\0' ' '") == "sleep 1000 "
+    one.sh("echo shared > /dev/shm/file")
+    assert two.sh("cat /dev/shm/file") == "shared"
+    assert two.sh("df -k /dev/shm | tail -n1 | awk '{print $2}'") == "65536"
+
+    # One VM.
+    kernel = one.sh("cat /proc/sys/kernel/random/boot_id")
+    assert two.sh("cat /proc/sys/kernel/random/boot_id") == kernel
+
+    # Exec with both streams and a code, attach, log.
+    answer = one.try_exec("sh", "-c", "echo to-out; echo to-err >&2; exit 3")
+    assert (answer.stdout, answer.stderr, answer.exit_code) == (b"to-out\n", b"to-err\n", 3)
+    three.wait_log("out")
+    three.wait_log("err", stream="stderr")
+    with three.attach(stdin=True) as stream:
+        stream.write(b"typed\n")
+        stream.read_until(b"typed\n")
+    three.wait_log("typed")
+    with one.exec(["sh"], tty=True, stdin=True) as session:
+        session.resize(101, 31)
+        session.write(b"stty size; exit 5\n")
+        session.read_until(b"31 101")
+        assert session.finish() == 5
+
+    # An end is known with its code, and leaves the others alone.
+    two.stop()
+    assert two.status().exit_code == 137
+    two.remove()
+    assert one.sh("echo alive") == "alive"
+    pod.stop()
+    assert pod.status().status.state == cri.SANDBOX_NOTREADY
+    assert one.status().state == cri.CONTAINER_EXITED
+    pod.remove()
