@@ -166,6 +166,12 @@ class Member:
         assert isinstance(answer, cri.ContainerStatusResponse)
         return answer.status
 
+    @property
+    def pid(self) -> int:
+        """The host process that stands for it."""
+        answer = self._client.call("ContainerStatus", container_id=self.id, verbose=True)
+        return int(json.loads(answer.info["info"])["pid"])
+
     def wait_exit(self, *, timeout: float = 30) -> cri.ContainerStatus:
         """Wait until it has exited."""
 

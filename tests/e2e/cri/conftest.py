@@ -15,7 +15,7 @@ from tests.support import versions
 from tests.support.cri_client import CriClient, CriError
 from tests.support.cri_daemon import NAMESPACE, cri_config, write_cni, write_pause_image
 from tests.support.isolation import have_own
-from tests.support.leaks import Scope, Snapshot, leaked, snapshot
+from tests.support.leaks import Scope, Snapshot, leaked, snapshot, sockets
 from tests.support.netns import NetworkNamespace, open_netns
 from tests.support.pods import Kubelet
 from tests.support.waiting import eventually
@@ -129,6 +129,8 @@ def _snapshot(scope: Scope, network: NetworkNamespace, folder: Path) -> Snapshot
     addresses = folder / "cni/addresses/pods"
     return {
         **snapshot(scope),
+        # Unix sockets are listed by network namespace, and the daemon has its own.
+        "socket": frozenset(sockets(scope, network.output("cat", "/proc/net/unix"))),
         # The bridge comes with the first pod and stays.
         "pod link": frozenset(links - {"cni0"}),
         "iptables rule": frozenset(line for line in rules if "CNI-DN-" in line or "10.88." in line),
