@@ -17,6 +17,7 @@ from protos.kata import agent_pb2
 from shim.agent import Agent, connect
 from shim.errors import Unavailable
 from shim.log import Log
+from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
 from vmm.hypervisor import Hypervisor
 from vmm.spec import VmSpec
@@ -54,6 +55,7 @@ class PodVmPlan:
         sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        network: the pod's network; None when it has none.
     """
 
     sandbox_id: str
@@ -65,6 +67,7 @@ class PodVmPlan:
     sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    network: PodNetwork | None = None
 
 
 class PodVm:
@@ -118,6 +121,11 @@ class PodVm:
             raise Unavailable(f"the VM of pod {self._plan.sandbox_id} is gone: {reason}")
         return self._agent
 
+    @property
+    def network(self) -> PodNetwork | None:
+        """The pod's network; None when the pod has none of its own."""
+        return self._plan.network
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the VM until it ends or :meth:`stop` is called; ready when the agent answers.
 
@@ -131,6 +139,9 @@ class PodVm:
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
+                network = self._plan.network
+                if network is not None:
+                    network.release_descriptors()
                 await self._hypervisor.boot()
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
@@ -144,6 +155,9 @@ class PodVm:
                     kernel_modules=self._plan.kernel_modules,
                 )
                 self._stages.reached("sandbox")
+                if network is not None:
+                    await network.configure(self._hypervisor, agent)
+                    self._stages.reached("network")
                 self._agent = agent
                 task_status.started()
                 try:
@@ -159,6 +173,8 @@ class PodVm:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forward_ooms, agent)
             nursery.start_soon(self._check_health, agent)
+            if self._plan.network is not None:
+                nursery.start_soon(self._plan.network.watch)
             for helper in helpers:
                 nursery.start_soon(self._watch_helper, helper)
             nursery.start_soon(self._watch_exit)

@@ -1,4 +1,4 @@
-"""A container image made here, of the host's static busybox: no registry needed.
+"""A container image made here, of Debian's static busybox: no registry needed.
 
 The image is an OCI layout in one tar file, as ``ctr images import`` takes it. The same
 busybox gives the same bytes. Source: OCI image-spec v1.1 (image-layout.md, config.md,
@@ -33,11 +33,13 @@ _FILES = {
 }
 
 
-def rootfs_tar() -> bytes:
+def rootfs_tar(busybox: bytes | None = None) -> bytes:
     """The image's file tree: busybox with its applets as hard links.
 
     Hard links rather than symbolic ones, so that a masked or replaced file doesn't take
     all applets along.
+
+    Params: ``busybox`` is the program of another architecture, of the host's version.
     """
     applets = run([_BUSYBOX, "--list"], timeout=10).split()
     buffer = io.BytesIO()
@@ -48,7 +50,7 @@ def rootfs_tar() -> bytes:
             tar.addfile(entry)
         for name, text in _FILES.items():
             _add_file(tar, name, text.encode(), 0o644)
-        _add_file(tar, "bin/busybox", _BUSYBOX.read_bytes(), 0o755)
+        _add_file(tar, "bin/busybox", busybox or _BUSYBOX.read_bytes(), 0o755)
         for applet in sorted(set(applets) - {"busybox"}):
             entry = tarfile.TarInfo(f"bin/{applet}")
             entry.type, entry.linkname, entry.mode = tarfile.LNKTYPE, "bin/busybox", 0o755
@@ -57,17 +59,26 @@ def rootfs_tar() -> bytes:
 
 
 def write_image(
-    path: Path, *, image: str = IMAGE_NAME, command: Sequence[str] = ("/bin/sh",)
+    path: Path,
+    name: str = IMAGE_NAME,
+    *,
+    architecture: str = "",
+    busybox: bytes | None = None,
+    command: Sequence[str] = ("/bin/sh",),
 ) -> None:
-    """Write an OCI layout tar that containerd imports as ``image``, which runs ``command``."""
-    architecture = run(["dpkg", "--print-architecture"], timeout=10).strip()
+    """Write the image as an OCI layout tar that containerd imports as ``name``.
+
+    Params: ``architecture`` and ``busybox`` are another than the host's; ``command`` is what
+    a container of it runs.
+    """
+    architecture = architecture or run(["dpkg", "--print-architecture"], timeout=10).strip()
     with tarfile.open(path, mode="w") as tar:
-        for name, data in _layout(rootfs_tar(), architecture, image, command):
-            _add_file(tar, name, data, 0o644)
+        for member, data in _layout(rootfs_tar(busybox), architecture, name, command):
+            _add_file(tar, member, data, 0o644)
 
 
 def _layout(
-    layer: bytes, architecture: str, image: str, command: Sequence[str]
+    layer: bytes, architecture: str, name: str, command: Sequence[str]
 ) -> Iterator[tuple[str, bytes]]:
     config = _json(
         {
@@ -91,7 +102,7 @@ def _layout(
     )
     reference = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
     reference["annotations"] = {
-        "io.containerd.image.name": image,
+        "io.containerd.image.name": name,
         "org.opencontainers.image.ref.name": "latest",
     }
     yield "oci-layout", _json({"imageLayoutVersion": "1.0.0"})

@@ -23,7 +23,7 @@ NAMESPACE = "k8s.io"
 
 def write_pause_image(path: Path) -> None:
     """Write the image that CRI wants a pod's first container to have."""
-    write_image(path, image=PAUSE_IMAGE, command=("/bin/sleep", "2147483647"))
+    write_image(path, PAUSE_IMAGE, command=("/bin/sleep", "2147483647"))
 
 
 def write_cni(folder: Path) -> None:

@@ -1,90 +1,84 @@
-"""A network namespace of the tests' own, where their daemon and its pod networks live."""
+"""Network namespaces for a test: a pod's, and the world at the other end of its links."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import socket
+import json
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-FOLDER = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000
-_TIMEOUT = 20.0
-
-T = TypeVar("T")
+POD_MAC = "02:00:00:00:02:02"
+TIMEOUT = 30.0
 
 
-@dataclass(frozen=True)
-class NetworkNamespace:
-    """A named network namespace, as ``ip netns`` makes them."""
+class Netns:
+    """A named network namespace (ip-netns(8))."""
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = f"/run/netns/{name}"
 
-    @property
-    def path(self) -> Path:
-        """Where it is bound to."""
-        return FOLDER / self.name
+    def ip(self, *words: str) -> str:
+        """Run ip in the namespace."""
+        return self.run("ip", *words)
 
-    def command(self, *words: str | Path) -> list[str]:
-        """The argument vector that runs ``words`` in it; the process stays the same one."""
-        return ["nsenter", f"--net={self.path}", *map(str, words)]
+    def run(self, *argv: str) -> str:
+        """Run a program in the namespace, with the namespace's own /sys."""
+        return call("ip", "netns", "exec", self.name, *argv)
 
-    def output(self, *words: str) -> str:
-        """What a program says in it. Raises: CalledProcessError."""
-        done = subprocess.run(
-            self.command(*words), check=True, capture_output=True, text=True, timeout=_TIMEOUT
-        )
-        return done.stdout
+    def show(self, *words: str) -> Any:
+        """What ip shows, decoded."""
+        return json.loads(self.ip("-j", *words) or "[]")
 
-    def connect(self, host: str, port: int, *, timeout: float) -> socket.socket:
-        """A TCP connection from within it; a socket stays where it was made.
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a program in the namespace."""
+        return subprocess.Popen(["ip", "netns", "exec", self.name, *argv], **options)
 
-        Raises: OSError.
-        """
+    def links(self) -> set[str]:
+        """The names of its links."""
+        return {row["ifname"] for row in self.show("link")}
 
-        def make() -> socket.socket:
-            return socket.create_connection((host, port), timeout)
-
-        return self._inside(make)
-
-    def _inside(self, work: Callable[[], T]) -> T:
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                libc = ctypes.CDLL(None, use_errno=True)
-                with open(self.path) as handle:
-                    if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
-                        raise OSError(ctypes.get_errno(), f"setns {self.path}")
-                results.append(work())
-            except BaseException as error:  # handed to the caller
-                errors.append(error)
-
-        # A thread that has changed its namespace is good for nothing else.
-        thread = threading.Thread(target=run, name=f"in {self.name}")
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+    def qdiscs(self) -> list[str]:
+        """Its ingress qdiscs, a line each."""
+        return [line for line in self.run("tc", "qdisc").splitlines() if " ingress " in line]
 
 
-@contextlib.contextmanager
-def open_netns(name: str) -> Iterator[NetworkNamespace]:
-    """Make a network namespace with its loopback device up, for the length of the block."""
-    FOLDER.mkdir(exist_ok=True)
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=_TIMEOUT)
-    namespace = NetworkNamespace(name)
+def call(*argv: str) -> str:
+    """Run a command of the host and return its output."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def new_netns(name: str) -> Iterator[Netns]:
+    """A namespace with its loopback up, gone at the end."""
+    call("ip", "netns", "add", name)
     try:
-        namespace.output("ip", "link", "set", "lo", "up")
-        yield namespace
+        netns = Netns(name)
+        # Addresses of either end are to be usable at once.
+        for key in ("default", "all"):
+            netns.run("sysctl", "-q", "-w", f"net.ipv6.conf.{key}.accept_dad=0")
+        netns.ip("link", "set", "lo", "up")
+        yield netns
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=_TIMEOUT)
-        assert not os.path.exists(namespace.path)
+        call("ip", "netns", "del", name)
+
+
+def join_by_veth(
+    pod: Netns, world: Netns, *, link: str = "eth0", mac: str = POD_MAC, mtu: int = 1500
+) -> None:
+    """Connect a pod to the world by a veth pair, with addresses of either family.
+
+    The pod is 192.0.2.2 and 2001:db8::2, the world .1 and ::1 and the pod's gateway.
+    """
+    peer = f"w{link}"
+    pod.ip("link", "add", link, "mtu", str(mtu), "address", mac,
+           "type", "veth", "peer", "name", peer, "mtu", str(mtu), "netns", world.name)  # fmt: skip
+    for netns, name, host in ((pod, link, 2), (world, peer, 1)):
+        netns.ip("addr", "add", f"192.0.2.{host}/24", "dev", name)
+        netns.ip("addr", "add", f"2001:db8::{host}/64", "dev", name, "nodad")
+        netns.ip("link", "set", name, "up")
+    pod.ip("route", "add", "default", "via", "192.0.2.1")
+    pod.ip("route", "add", "default", "via", "2001:db8::1")

@@ -13,7 +13,7 @@ from deploy.lib.containerd import Daemon
 from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2
 from tests.support.cri_client import CriClient
-from tests.support.netns import NetworkNamespace
+from tests.support.node_network import NetworkNamespace
 from tests.support.waiting import eventually
 from tests.support.websocket import Stream
 

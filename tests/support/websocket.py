@@ -13,7 +13,7 @@ import struct
 import time
 from urllib.parse import urlsplit
 
-from tests.support.netns import NetworkNamespace
+from tests.support.node_network import NetworkNamespace
 
 PROTOCOL = "v4.channel.k8s.io"
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)

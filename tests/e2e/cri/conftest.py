@@ -16,7 +16,7 @@ from tests.support.cri_client import CriClient, CriError
 from tests.support.cri_daemon import NAMESPACE, cri_config, write_cni, write_pause_image
 from tests.support.isolation import have_own
 from tests.support.leaks import Scope, Snapshot, leaked, snapshot, sockets
-from tests.support.netns import NetworkNamespace, open_netns
+from tests.support.node_network import NetworkNamespace, open_netns
 from tests.support.pods import Kubelet
 from tests.support.waiting import eventually
 
