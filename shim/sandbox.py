@@ -8,6 +8,7 @@ Delete undo the same things in the same way.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import trio
 
 from shim.agent import Agent
 from shim.config.model import Config
-from shim.container import Container
+from shim.container import Container, kill_all
 from shim.container_files import ContainerFiles
 from shim.errors import (
     AlreadyExists,
@@ -29,6 +30,7 @@ from shim.errors import (
 from shim.events import Publish, TaskCreate, TaskOOM
 from shim.ledger import Ledger
 from shim.log import Log
+from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import joined_namespaces
 from shim.oci.pod import PodSettings, pod_settings
@@ -36,6 +38,8 @@ from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
+from shim.pod_files import make_pod_files
+from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
@@ -47,6 +51,7 @@ from shim.stdio.stdio import Stdio, open_stdio
 
 REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -90,9 +95,13 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
+        self._runtime_dir = runtime_dir
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
         self._settings = PodSettings()
+        self._declared: DeclaredPod | None = None
+        self._pod_files: dict[str, str] = {}
+        self._life = PodLife()
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -213,6 +222,8 @@ class Sandbox:
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
         vm, files = await self._started(spec, role)
         pid = await self._host_pid(vm, role, cleanup)
+        if self._pod_files:
+            add_pod_mounts(spec, self._pod_files)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
         sources = await files.add_volumes(request.container_id, spec, cleanup)
         joined = joined_namespaces(
@@ -259,7 +270,7 @@ class Sandbox:
 
     async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
         """The host pid of a container: the VMM's for one alone, else a pid of its own."""
-        if role is Role.SINGLE and not self._containers:
+        if role is Role.SINGLE and not self._containers and self._declared is None:
             return vm.pid
         stand_in = await open_stand_in(vm.pid)
         cleanup.push("its host pid", stand_in.close)
@@ -319,6 +330,65 @@ class Sandbox:
             return
         await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
 
+    # -- a pod without a pause container ------------------------------------------------
+
+    @property
+    def declared(self) -> bool:
+        """Whether a client declared it by the sandbox API, which then ends it too."""
+        return self._declared is not None
+
+    def declare(self, pod: DeclaredPod) -> None:
+        """Say what pod this is to be, before anything of it runs.
+
+        Raises:
+            AlreadyExists: it was said before, or a container is there.
+        """
+        if self._declared is not None or self._lifecycle.state is not SandboxState.NEW:
+            raise AlreadyExists(f"pod {self.id} exists already")
+        if self._refusal is not None:
+            raise self._refusal
+        self._declared = pod
+
+    async def start(self) -> None:
+        """Start the VM of a declared pod.
+
+        Raises:
+            FailedPrecondition: it was not declared, or has been started.
+            DeadlineExceeded: it took too long.
+        """
+        pod = self._declared
+        if pod is None:
+            raise FailedPrecondition(f"pod {self.id} has not been created")
+        self._lifecycle.require("start", SandboxState.NEW)
+        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
+        try:
+            with trio.fail_after(limit):
+                await self._started(pod.spec, Role.SANDBOX)
+                folder = str(self._runtime_dir / "etc")
+                self._pod_files = await make_pod_files(pod, folder, self._cleanup)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(
+                f"pod {self.id} did not start within {limit} s; "
+                f"last console lines: {self._console()}"
+            ) from None
+
+    @property
+    def life(self) -> PodLife:
+        """When its VM started and ended."""
+        return self._life
+
+    async def stop_pod(self) -> None:
+        """Kill the containers and end the VM; the containers stay to be looked at. Idempotent."""
+        with trio.CancelScope(shield=True):
+            async with self._starting:
+                with trio.move_on_after(KILL_TIMEOUT_S):
+                    await kill_all(self._containers.values())
+                await self._stop_vm()
+                if self._lifecycle.state is not SandboxState.STOPPED:
+                    self._lifecycle.move(SandboxState.STOPPED)
+                self._life.ending = True
+                self._life.ended()
+
     # -- the VM -----------------------------------------------------------------------
 
     async def _started(self, spec: dict[str, Any], role: Role) -> tuple[PodVm, ContainerFiles]:
@@ -342,6 +412,8 @@ class Sandbox:
             self._lifecycle.move(SandboxState.STARTING)
             try:
                 settings = await trio.to_thread.run_sync(pod_settings, spec)
+                if self._declared is not None:
+                    settings = replace(settings, dns=self._declared.dns)
                 vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
@@ -352,6 +424,7 @@ class Sandbox:
             self._files = ContainerFiles(self._config, vm, share)
             self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
+            self._life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
 
@@ -374,9 +447,13 @@ class Sandbox:
             if not ready:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
+        finally:
+            if ready:
+                self._life.ended()
 
     async def _stop_vm(self) -> None:
         if self._vm is not None:
+            self._life.ending = True
             # With no container left there is nothing to sync or to end first.
             running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
             await self._vm.stop(orderly=any(running))

@@ -161,6 +161,8 @@ class TaskService:
         """End the shim, once no container is left in it."""
         if not request.id and not request.now:
             raise InvalidArgument("shutdown: the container id is empty")
+        if self._sandbox.declared:
+            return Empty()  # ShutdownSandbox ends it
         self._ending = True
         if not self._sandbox.containers:
             await self._shutdown()
