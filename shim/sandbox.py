@@ -231,6 +231,7 @@ class Sandbox:
             pod_pid=vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
+            in_pod=role is Role.MEMBER or self._declared is not None,
         )
         if "sysctl" not in vm.agent.features and self._settings.sysctls:
             linux = spec.setdefault("linux", {})

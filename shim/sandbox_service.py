@@ -111,6 +111,7 @@ class SandboxService:
             # One JSON text under "info", as the pods of other sandboxers have it.
             about = {"pid": life.pid, "networkNamespace": self._netns_path}
             response.info["info"] = json.dumps(about)
+            response.info["networkSandboxPath"] = self._netns_path
         return response
 
     async def ping(self, request: pb.PingRequest, _context: CallContext) -> pb.PingResponse:

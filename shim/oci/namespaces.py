@@ -31,32 +31,37 @@ class Joined:
 
 
 def joined_namespaces(
-    spec: Mapping[str, Any], *, pod_pid: int, containers: Mapping[int, str], host_pid: bool
+    spec: Mapping[str, Any],
+    *,
+    pod_pid: int,
+    containers: Mapping[int, str],
+    host_pid: bool,
+    in_pod: bool,
 ) -> Joined:
     """Translate the namespaces that a spec joins by path.
 
-    A path of a process that is not of this pod is left out: the container then gets a
-    namespace of its own.
+    A path that names no process of this pod means the pod's own in a pod, for clients
+    differ in what they write there; a container that is alone gets a namespace of its own.
 
     Args:
         spec: the host's spec.
         pod_pid: the pid that stands for the pod on the host.
         containers: ids of the pod's other containers, by the pids that stand for them.
         host_pid: the pod's pid namespace is the whole VM's.
+        in_pod: the container is a pod's member, not one that is alone.
     """
     paths: dict[str, str] = {}
     shared_pid = False
     for namespace in spec.get("linux", {}).get("namespaces", ()):
         kind = namespace.get("type", "")
-        match = _PATH.fullmatch(namespace.get("path", ""))
-        if match is None:
-            continue
-        pid = int(match[1])
-        if pid != pod_pid and pid not in containers:
+        path = namespace.get("path", "")
+        match = _PATH.fullmatch(path)
+        pid = int(match[1]) if match else 0
+        if not path or (not in_pod and pid != pod_pid and pid not in containers):
             continue
         if kind in ("ipc", "uts"):
             paths[kind] = f"/proc/1/ns/{kind}"
-        elif kind == "pid" and pid != pod_pid:
+        elif kind == "pid" and pid in containers and pid != pod_pid:
             paths[kind] = f"/run/kata-containers/{containers[pid]}/pid-namespace"
         elif kind == "pid":
             paths[kind] = "/proc/1/ns/pid" if host_pid else SHARED_PID

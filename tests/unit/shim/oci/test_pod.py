@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.oci.namespaces import SHARED_PID, joined_namespaces
+from shim.oci.namespaces import SHARED_PID, Joined, joined_namespaces
 from shim.oci.pod import DEFAULT_SHM_BYTES, pod_settings
 from shim.oci.role import Role, container_role
 
@@ -80,27 +80,41 @@ def spec_joining(*paths: str) -> dict[str, Any]:
 
 def test_pod_namespaces_are_the_machines() -> None:
     spec = spec_joining("/proc/70/ns/ipc", "/proc/70/ns/uts", "/proc/70/ns/pid")
-    joined = joined_namespaces(spec, pod_pid=70, containers={}, host_pid=False)
+    joined = joined_namespaces(spec, pod_pid=70, containers={}, host_pid=False, in_pod=True)
     assert joined.paths == {"ipc": "/proc/1/ns/ipc", "uts": "/proc/1/ns/uts", "pid": SHARED_PID}
     assert joined.shared_pid
 
 
 def test_host_pid_is_the_machines() -> None:
     joined = joined_namespaces(
-        spec_joining("/proc/70/ns/pid"), pod_pid=70, containers={}, host_pid=True
+        spec_joining("/proc/70/ns/pid"), pod_pid=70, containers={}, host_pid=True, in_pod=True
     )
     assert (joined.paths, joined.shared_pid) == ({"pid": "/proc/1/ns/pid"}, False)
 
 
 def test_a_target_containers_pids() -> None:
     joined = joined_namespaces(
-        spec_joining("/proc/81/ns/pid"), pod_pid=70, containers={81: "c1"}, host_pid=False
+        spec_joining("/proc/81/ns/pid"),
+        pod_pid=70,
+        containers={81: "c1"},
+        host_pid=False,
+        in_pod=True,
     )
     assert joined.paths == {"pid": "/run/kata-containers/c1/pid-namespace"}
     assert not joined.shared_pid
 
 
-@pytest.mark.parametrize("path", ["/proc/99/ns/pid", "/run/ns/pid", "/proc/70/ns/../ns/pid", ""])
-def test_other_paths_are_not_joined(path: str) -> None:
-    joined = joined_namespaces(spec_joining(path), pod_pid=70, containers={}, host_pid=False)
-    assert joined.paths == {}
+@pytest.mark.parametrize("path", ["/proc/99/ns/pid", "/run/ns/pid", "/proc/70/ns/../ns/pid"])
+def test_other_paths_are_the_pods_in_a_pod_only(path: str) -> None:
+    spec = spec_joining(path)
+    joined = joined_namespaces(spec, pod_pid=70, containers={}, host_pid=False, in_pod=True)
+    assert joined.paths == {"pid": SHARED_PID}
+    alone = joined_namespaces(spec, pod_pid=70, containers={}, host_pid=False, in_pod=False)
+    assert alone.paths == {}
+
+
+def test_namespaces_without_a_path_are_the_containers_own() -> None:
+    joined = joined_namespaces(
+        spec_joining(""), pod_pid=70, containers={}, host_pid=False, in_pod=True
+    )
+    assert joined == Joined({}, False)
