@@ -19,7 +19,6 @@ def commands(member: Member) -> set[str]:
     return set(lines) - {"ps -o args"}
 
 
-@pytest.mark.core
 def test_processes_are_shared_as_asked(kubelet: Kubelet) -> None:
     shared = linux(pid=pods.POD)
     pod = kubelet.pod("shared", linux=shared)
@@ -38,7 +37,6 @@ def test_processes_are_shared_as_asked(kubelet: Kubelet) -> None:
     pod.remove()
 
 
-@pytest.mark.core
 def test_a_debug_container_sees_its_targets_processes(kubelet: Kubelet) -> None:
     own = linux(pid=pods.CONTAINER)
     pod = kubelet.pod("debugged", linux=own)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2 as pods
+from tests.support.cri_daemon import GATEWAY
 from tests.support.pods import Kubelet, linux
 
 pytestmark = pytest.mark.root
@@ -13,18 +16,45 @@ pytestmark = pytest.mark.root
 OWN_PIDS = linux(pid=pods.CONTAINER)
 
 
+def fetch(kubelet: Kubelet, host: str, port: int) -> str:
+    """What a web server says to the node, without the head."""
+    with kubelet.network.connect(host, port, timeout=20) as connection:
+        connection.settimeout(20)
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    return answer.partition(b"\r\n\r\n")[2].decode().strip()
+
+
 @pytest.mark.core
-def test_three_containers_share_one_pod(kubelet: Kubelet) -> None:
+def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> None:
+    volume, config_map, secret = (tmp_path / name for name in ("volume", "config", "secret"))
+    for folder in (volume, config_map, secret):
+        folder.mkdir()
+    (config_map / "key").write_text("value")
+    (secret / "token").write_text("hidden")
+    (secret / "token").chmod(0o400)
+    volumes = [
+        {"container_path": "/volume", "host_path": str(volume)},
+        {"container_path": "/etc/config", "host_path": str(config_map), "readonly": True},
+        {"container_path": "/run/token", "host_path": str(secret / "token"), "readonly": True},
+    ]
+    limits = {"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000}
     pod = kubelet.pod(
         "web",
+        port_mappings=[{"container_port": 80, "host_port": 8081}],
         dns_config={"servers": ["10.1.2.3"], "searches": ["tests.local"], "options": ["ndots:3"]},
         linux={
             **linux(pid=pods.CONTAINER),
             "sysctls": {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "4000 5000"},
         },
     )
-    one = pod.container("one", "sleep", "1000", linux=OWN_PIDS)
-    two = pod.container("two", "sleep", "1000", linux=OWN_PIDS)
+    one = pod.container("one", "sleep", "1000", linux=OWN_PIDS, mounts=volumes)
+    two = pod.container(
+        "two",
+        *("sh", "-c", "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"),
+        linux=linux(pid=pods.CONTAINER, resources=limits),
+        mounts=volumes[:1],
+    )
     three = pod.container(
         "three", "sh", "-c", "echo out; echo err >&2; cat; exit 7", stdin=True, linux=OWN_PIDS
     )
@@ -43,6 +73,22 @@ def test_three_containers_share_one_pod(kubelet: Kubelet) -> None:
     one.sh("echo shared > /dev/shm/file")
     assert two.sh("cat /dev/shm/file") == "shared"
     assert two.sh("df -k /dev/shm | tail -n1 | awk '{print $2}'") == "65536"
+
+    # Files of the host, and limits.
+    one.sh("echo one > /volume/from-one")
+    assert two.sh("cat /volume/from-one; echo two > /volume/from-two") == "one"
+    assert (volume / "from-two").read_text() == "two\n"
+    assert one.sh("cat /etc/config/key /run/token") == "valuehidden"
+    assert one.try_exec("sh", "-c", "echo x > /etc/config/key").exit_code != 0
+    if kubelet.handler != "runc":  # the guest has cgroups of version 2, whatever the host has
+        own = "cd /sys/fs/cgroup$(sed s/0::// /proc/self/cgroup)"
+        assert two.sh(f"{own}; cat memory.max cpu.max") == f"{64 << 20}\n50000 100000"
+
+    # The network: a port of the node, the pod's address, each other.
+    assert one.sh("wget -q -O - http://localhost/") == "web"
+    assert fetch(kubelet, pod.ip, 80) == "web"
+    assert fetch(kubelet, GATEWAY, 8081) == "web"
+    assert GATEWAY in one.sh("ip route")
 
     # One VM.
     kernel = one.sh("cat /proc/sys/kernel/random/boot_id")
