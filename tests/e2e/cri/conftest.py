@@ -41,6 +41,7 @@ def network(own_node: None, token: str) -> Iterator[NetworkNamespace]:
 def cri_daemon(
     series: str,
     scratch: Path,
+    token: str,
     image: Path,
     runtime: Runtime,
     network: NetworkNamespace,
@@ -74,6 +75,9 @@ def cri_daemon(
         yield daemon
     finally:
         daemon.stop()
+        # The pods' parent, which is the kubelet's to remove.
+        for path in sorted(Path("/sys/fs/cgroup").glob(f"**/{token}"), reverse=True):
+            path.rmdir()
 
 
 @pytest.fixture(scope="session")
@@ -127,8 +131,11 @@ def _snapshot(scope: Scope, network: NetworkNamespace, folder: Path) -> Snapshot
     links = {line.split(":")[1].strip() for line in network.output("ip", "-o", "link").splitlines()}
     rules = network.output("iptables-save").splitlines()
     addresses = folder / "cni/addresses/pods"
+    found = snapshot(scope)
     return {
-        **snapshot(scope),
+        **found,
+        # All pods are below a group of the run's name; others of the host are not ours.
+        "cgroup": frozenset(path for path in found["cgroup"] if scope.token in path),
         # Unix sockets are listed by network namespace, and the daemon has its own.
         "socket": frozenset(sockets(scope, network.output("cat", "/proc/net/unix"))),
         # The bridge comes with the first pod and stays.
