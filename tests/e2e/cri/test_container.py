@@ -75,6 +75,11 @@ def test_lives_and_ends(kubelet: Kubelet, tmp_path: Path) -> None:
     everyone = client.call("ListContainerStats", filter={"pod_sandbox_id": pod.id}).stats
     assert steady.id in {item.attributes.id for item in everyone}
 
+    assert steady.id in {item.attributes.id for item in client.call("ListContainerStats").stats}
+    labelled = pod.container("labelled", "sleep", "1000", linux=OWN, labels={"only": "me"})
+    chosen = client.call("ListContainerStats", filter={"label_selector": {"only": "me"}}).stats
+    assert [item.attributes.id for item in chosen] == [labelled.id]
+
     pod.stop()
     pod.stop()
     assert pod.status().status.state == cri.SANDBOX_NOTREADY

@@ -33,10 +33,12 @@ def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> Non
     (config_map / "key").write_text("value")
     (secret / "token").write_text("hidden")
     (secret / "token").chmod(0o400)
+    (tmp_path / "link").symlink_to(volume)
     volumes = [
         {"container_path": "/volume", "host_path": str(volume)},
         {"container_path": "/etc/config", "host_path": str(config_map), "readonly": True},
         {"container_path": "/run/token", "host_path": str(secret / "token"), "readonly": True},
+        {"container_path": "/linked", "host_path": str(tmp_path / "link")},
     ]
     limits = {"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000}
     pod = kubelet.pod(
@@ -78,6 +80,7 @@ def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> Non
     one.sh("echo one > /volume/from-one")
     assert two.sh("cat /volume/from-one; echo two > /volume/from-two") == "one"
     assert (volume / "from-two").read_text() == "two\n"
+    assert one.sh("cat /linked/from-two") == "two"
     assert one.sh("cat /etc/config/key /run/token") == "valuehidden"
     assert one.try_exec("sh", "-c", "echo x > /etc/config/key").exit_code != 0
     if kubelet.handler != "runc":  # the guest has cgroups of version 2, whatever the host has
