@@ -26,11 +26,12 @@ from shim.log import Log
 from shim.net.netns import is_hosts, netns_path, open_netns
 from shim.net.pod_network import PodNetwork
 from shim.net.wiring import allow_host_network, plan_wiring
+from shim.oci.pod import PodSettings
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.resources import Size, boot_demand, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
-from shim.storage.guest_share import share_storage
+from shim.storage.guest_share import share_storage, shm_storage
 from shim.storage.share import Share
 from shim.vm_plan import VmPlan, needs_vsock, plan_vm
 from vmm.errors import VmmError
@@ -104,12 +105,13 @@ class PodBuilder:
         self._config = config
 
     async def build(
-        self, spec: dict[str, Any], run: Callable[[PodVm], Any]
+        self, spec: dict[str, Any], settings: PodSettings, run: Callable[[PodVm], Any]
     ) -> tuple[PodVm, Share | None]:
         """Make everything and run the VM; returns when the guest's agent has answered.
 
         Args:
             spec: the OCI spec of the pod's first container.
+            settings: what its containers share, from that spec.
             run: runs the VM in a task of the pod's and returns when it is up.
 
         Raises:
@@ -140,7 +142,7 @@ class PodBuilder:
             share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),
-                replace(self._plan(spec, plan), network=network),
+                replace(self._plan(settings, plan), network=network),
                 self._on_oom,
                 self._log,
                 self._stages,
@@ -172,7 +174,7 @@ class PodBuilder:
             self._log.warning(f"{cut}: it gets {rule.size(demand)}")
         return rule.size(demand)
 
-    def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
+    def _plan(self, settings: PodSettings, plan: VmPlan) -> PodVmPlan:
         helpers: list[AbstractAsyncContextManager[Helper]] = []
         if plan.shared_fs == "virtio-fs":
             record = self._recorder("virtiofsd")
@@ -183,12 +185,16 @@ class PodBuilder:
         storages: tuple[agent_pb2.Storage, ...] = ()
         if plan.shared_fs != "none":
             storages = (share_storage(plan.shared_fs, plan.msize),)
+        if settings.shm_bytes:
+            storages += (shm_storage(settings.shm_bytes),)
         return PodVmPlan(
             sandbox_id=self._id,
             spec=plan.spec,
             helpers=tuple(helpers),
             storages=storages,
-            hostname=spec.get("hostname", ""),
+            hostname=settings.hostname,
+            dns=settings.dns,
+            sysctls=settings.sysctls,
             kernel_modules=self._config.agent.kernel_modules,
             dial_timeout=float(self._config.agent.dial_timeout),
             log_console=self._config.hypervisor.enable_debug,
