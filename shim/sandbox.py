@@ -8,11 +8,13 @@ Delete undo the same things in the same way.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from shim import process_table
 from shim.agent import Agent
 from shim.annotations import annotated
 from shim.config.model import Config
@@ -27,7 +29,7 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
-from shim.ledger import Ledger
+from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
 from shim.oci.guest_spec import guest_spec
 from shim.oci.spec import load_spec
@@ -78,6 +80,7 @@ class Sandbox:
         self._refusal = refusal
         self._namespace = namespace
         self._given_config = self._config = config
+        self._ledger = ledger
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -258,7 +261,15 @@ class Sandbox:
             paths.terminal,
             container_id=container_id,
             namespace=self._namespace,
+            record=partial(self._record_logger, container_id),
         )
+
+    def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
+        started = process_table.start_time(pid) or 0
+        entry = self._ledger.add(
+            "process", pid=pid, start_time=started, role=LOGGER_ROLE, container=container_id
+        )
+        return partial(self._ledger.remove, entry)
 
     async def settle_network(self) -> None:
         """Have the guest's links be what the pod's are now."""
