@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ import trio
 
 from protos.kata import agent_pb2
 from shim import process_table
+from shim.cgroup.pod_cgroup import PodCgroup, make_pod_cgroup
 from shim.config.model import Config
+from shim.errors import ResourceExhausted
 from shim.ledger import Entry, Ledger
 from shim.log import Log
-from shim.net.netns import netns_path, open_netns
+from shim.net.netns import is_hosts, netns_path, open_netns
 from shim.net.pod_network import PodNetwork
+from shim.net.wiring import allow_host_network, plan_wiring
 from shim.pod_vm import Helper, PodVm, PodVmPlan
+from shim.resources import Size, boot_demand, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.storage.guest_share import share_storage
 from shim.storage.share import Share
 from shim.vm_plan import VmPlan, needs_vsock, plan_vm
+from vmm.errors import VmmError
 from vmm.hypervisor import Hypervisor, Recorder
 from vmm.spec import VmSpec, VsockDevice
 
@@ -91,6 +97,7 @@ class PodBuilder:
         self._on_oom = on_oom
         self._log = log
         self._stages = stages
+        self.cgroup: PodCgroup | None = None
 
     def configure(self, config: Config) -> None:
         """Use this configuration from now on: the pod's first container has annotations."""
@@ -108,11 +115,14 @@ class PodBuilder:
         Raises:
             ConfigError: no guest image, or settings that exclude each other.
             VmmError: the VM did not come up.
+            ResourceExhausted: the pod's memory limit on the host is too small for it.
         """
         self._stages.reached("create")
         self._make_runtime_dir()
+        size = self._boot_size(spec)
+        await self._make_cgroup(spec)
         vsock: VsockDevice | None = None
-        netns = await trio.to_thread.run_sync(open_netns, spec)
+        netns = await self._open_netns(spec)
         try:
             network = self._make_network(netns, spec)
             cards = await network.connect() if network is not None else ()
@@ -124,6 +134,7 @@ class PodBuilder:
                 runtime_dir=self._runtime_dir,
                 netns=netns,
                 vsock=vsock,
+                size=size,
             )
             plan = replace(plan, spec=replace(plan.spec, devices=(*plan.spec.devices, *cards)))
             share = await self._make_share(plan)
@@ -134,13 +145,32 @@ class PodBuilder:
                 self._log,
                 self._stages,
             )
-            await run(vm)
+            try:
+                await run(vm)
+            except VmmError as err:
+                if self.cgroup is not None and self.cgroup.oom_kills():
+                    raise ResourceExhausted(
+                        f"the host's OOM killer ended the VM in {self.cgroup.main.path}: the pod's "
+                        f"memory limit has to leave room for it (RuntimeClass overhead): {err}"
+                    ) from err
+                raise
+            if self.cgroup is not None:
+                self.cgroup.add_children()
+                if self.cgroup.splits:
+                    self.cgroup.add_vcpus((await vm.hypervisor.vcpu_threads()).values())
         finally:
             if netns is not None:
                 os.close(netns)
             if vsock is not None and vsock.fd >= 0:
                 os.close(vsock.fd)  # the VMM has its own
         return vm, share
+
+    def _boot_size(self, spec: dict[str, Any]) -> Size:
+        demand, rule = boot_demand(spec), size_rule(self._config)
+        self._log.info(f"the VM starts with {rule.explain(demand)}")
+        if cut := rule.shortfall(demand):
+            self._log.warning(f"{cut}: it gets {rule.size(demand)}")
+        return rule.size(demand)
 
     def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
         helpers: list[AbstractAsyncContextManager[Helper]] = []
@@ -164,13 +194,31 @@ class PodBuilder:
             log_console=self._config.hypervisor.enable_debug,
         )
 
-    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+    async def _open_netns(self, spec: dict[str, Any]) -> int | None:
+        """Open the namespace the VM is to be in; None for the host's.
+
+        Raises:
+            Unimplemented: the pod asks for the host's network, and such pods are refused.
+        """
+        if self._config.runtime.disable_new_netns:
+            return None
+        netns = await trio.to_thread.run_sync(open_netns, spec)
         if netns is None:
+            self._log.warning(allow_host_network(self._config))
+        elif is_hosts(netns):
+            os.close(netns)
+            self._log.warning(allow_host_network(self._config))
+            return None
+        return netns
+
+    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+        wiring = plan_wiring(self._config)
+        if netns is None or wiring.model == "none":
             return None
         return PodNetwork(
             netns,
             netns_path(spec),
-            config=self._config,
+            wiring=wiring,
             ledger=self._ledger,
             cleanup=self._cleanup,
             log=self._log,
@@ -194,6 +242,19 @@ class PodBuilder:
 
         self._cleanup.push(f"directory {self._runtime_dir}", remove)
 
+    async def _make_cgroup(self, spec: dict[str, Any]) -> None:
+        make = partial(
+            make_pod_cgroup,
+            spec.get("linux", {}).get("cgroupsPath", ""),
+            self._id,
+            self._ledger,
+            self._log.warning,
+            sandbox_cgroup_only=self._config.runtime.sandbox_cgroup_only,
+        )
+        self.cgroup = cgroup = await trio.to_thread.run_sync(make)
+        if cgroup is not None:
+            self._cleanup.push("the pod's host cgroup", cgroup.remove)
+
     def _recorder(self, role: str) -> Recorder:
         """Enter what a backend makes into the ledger, and forget it when it is gone.
 
@@ -212,6 +273,8 @@ class PodBuilder:
             if kind == "process":
                 started = process_table.start_time(int(value)) or 0
                 self._ledger.update(announced, pid=int(value), start_time=started)
+                if self.cgroup is not None:
+                    self.cgroup.add(int(value))
             else:
                 self._forget_at_end(self._ledger.add(kind, path=str(value)))
 

@@ -29,14 +29,18 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
+from shim.hooks import Hooks
 from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
 from shim.oci.guest_spec import guest_spec
+from shim.oci.resources import GuestLimits
 from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
+from shim.pod_size import PodSize
 from shim.pod_vm import PodVm
-from shim.process import Process
+from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.requests import CreateContainer, ExecProcess
+from shim.resources import Size, counted_resources, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
@@ -44,6 +48,8 @@ from shim.stdio.stdio import Stdio, open_stdio
 
 REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+# From the loss of the agent's channel to the VMM's end being known.
+VMM_END_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -90,6 +96,7 @@ class Sandbox:
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
+        self._size: PodSize | None = None
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -215,6 +222,20 @@ class Sandbox:
         vm, files = await self._started(spec)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
         sources = await files.add_volumes(request.container_id, spec, cleanup)
+        hooks = Hooks(
+            spec,
+            container_id=request.container_id,
+            bundle=request.bundle,
+            pid=vm.pid,
+            log=self._log,
+        )
+        if "poststop" in hooks:
+            cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
+        await hooks.before_create()
+        cpus = ""
+        if self._size is not None:
+            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
+            cpus = await self._size.admit(request.container_id, counted_resources(spec))
         guest = guest_spec(
             spec,
             container_id=request.container_id,
@@ -223,6 +244,8 @@ class Sandbox:
             terminal=request.stdio.terminal,
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
+            limits=GuestLimits.of_features(vm.agent.features),
+            cpus=cpus,
         )
         cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
         await vm.agent.create_container(
@@ -231,7 +254,7 @@ class Sandbox:
             storages=storages,
             timeout=self._config.runtime.create_container_timeout,
         )
-        container = Container(request, self, vm.pid, cleanup, self._publish)
+        container = Container(request, self, vm.pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         self._stages.reached("created")
@@ -250,6 +273,28 @@ class Sandbox:
         await container.delete()
         self._containers.pop(container_id, None)
         return container.init
+
+    async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits (OCI ``linux.resources``), and give the VM the size they call for.
+
+        Raises:
+            NotFound: there is no container of this id.
+            FailedPrecondition: it has ended.
+            ResourceExhausted: the VM did not get the memory.
+        """
+        container = self.container(container_id)
+        container.require_alive("update")
+        if self._size is None:
+            await container.update(resources, "")
+        else:
+            await self._size.update(container_id, resources, container.update)
+
+    def _releaser(self, container_id: str) -> Callable[[], Awaitable[None]]:
+        async def release() -> None:
+            if self._size is not None:
+                self._size.release(container_id)
+
+        return release
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -284,7 +329,9 @@ class Sandbox:
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
-                await process.supervise(agent, stdio, before_exit, task_status=task_status)
+                await process.supervise(
+                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
                     raise
@@ -292,6 +339,23 @@ class Sandbox:
                 process.lost()
 
         await self._nursery.start(guarded)
+
+    async def _lost(self, process: Process) -> int:
+        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
+        vm, cgroup = self._vm, self._builder.cgroup
+        if vm is None or cgroup is None:
+            return LOST_EXIT_STATUS
+        with trio.move_on_after(VMM_END_TIMEOUT_S):
+            await vm.hypervisor.exited.wait()
+        if not cgroup.oom_kills():
+            return LOST_EXIT_STATUS
+        if not process.exec_id:
+            self._log.error(
+                f"the host's OOM killer struck in the pod's cgroup {cgroup.main.path}: "
+                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
+            )
+            self._publish(TaskOOM(process.container_id))
+        return OOM_EXIT_STATUS
 
     async def _remove_in_guest(self, request: CreateContainer) -> None:
         vm = self._vm
@@ -326,9 +390,23 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._files = ContainerFiles(self._config, vm, share)
+            self._size = self._pod_size(vm)
+            self._nursery.start_soon(self._size.run)
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
+
+    def _pod_size(self, vm: PodVm) -> PodSize:
+        spec, cgroup = vm.hypervisor.spec, self._builder.cgroup
+        return PodSize(
+            vm.hypervisor,
+            vm.agent,
+            size_rule(self._config),
+            Size(spec.vcpus, spec.memory_bytes),
+            fixed=self._config.runtime.static_sandbox_resource_mgmt,
+            log=self._log,
+            on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
+        )
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm

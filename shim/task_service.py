@@ -127,8 +127,7 @@ class TaskService:
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, _context: CallContext) -> Empty:
         """Apply new limits."""
-        container = self._sandbox.container(request.id)
-        await container.update(translate.resources(request.resources))
+        await self._sandbox.update_container(request.id, translate.resources(request.resources))
         return Empty()
 
     async def wait(

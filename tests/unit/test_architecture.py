@@ -30,8 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.translate",),
     ("shim.sandbox",),
     ("shim.pod_builder", "shim.container_files"),
-    ("shim.pod_vm",),
-    ("shim.container", "shim.process"),
+    ("shim.pod_vm", "shim.pod_size"),
+    ("shim.container", "shim.process", "shim.hooks"),
     (
         "shim.agent",
         "shim.annotations",
@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.oci",
         "shim.publisher",
     ),
+    ("shim.resources", "shim.cgroup"),
     ("shim.config", "shim.metrics"),
     ("vmm.hypervisor",),
     ("shim.ttrpc",),
@@ -57,6 +58,7 @@ SANS_IO = (
     "shim.ttrpc.messages",
     "shim.ttrpc.status",
     "shim.metrics",
+    "shim.resources",
     "vmm.http1",
     "vmm.qemu.qmp_codec",
 )

@@ -182,7 +182,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
         enable_hugepages = false
         valid_hypervisor_paths = ["/usr/bin/qemu-system-x86_64"]
         [runtime]
-        internetworking_model = "macvtap"
+        vfio_mode = "vfio"
         [hypervisor.dragonball]
         path = "/usr/bin/dragonball"
         """,
@@ -191,7 +191,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
     assert [w.removeprefix(f"{file}: ") for w in warnings] == [
         "[hypervisor.qemu] enable_iommu has no effect",
         "[hypervisor.dragonball] has no effect",
-        "[runtime] internetworking_model has no effect",
+        "[runtime] vfio_mode has no effect",
     ]
 
 
