@@ -104,7 +104,7 @@ class Installation:
 
 
 def _spec(volume: Path) -> dict[str, Any]:
-    namespaces = ("pid", "ipc", "uts", "mount")
+    namespaces = ("pid", "ipc", "uts", "mount", "network")
     return {
         "ociVersion": "1.0.2",
         "process": {

@@ -34,6 +34,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     # Before the VM
     (sandbox, "open_stdio", "stdio"),
     (PodBuilder, "_make_runtime_dir", "runtime directory"),
+    (PodBuilder, "_make_cgroup", "cgroup"),
     (pod_builder, "open_netns", "network namespace"),
     (pod_builder, "plan_vm", "plan"),
     (Share, "prepare", "share"),
