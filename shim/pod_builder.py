@@ -21,7 +21,7 @@ from shim import process_table
 from shim.cgroup.pod_cgroup import PodCgroup, make_pod_cgroup
 from shim.config.model import Config
 from shim.errors import ResourceExhausted
-from shim.ledger import Ledger
+from shim.ledger import Entry, Ledger
 from shim.log import Log
 from shim.net.netns import is_hosts, netns_path, open_netns
 from shim.net.pod_network import PodNetwork
@@ -262,20 +262,32 @@ class PodBuilder:
             self._cleanup.push("the pod's host cgroup", cgroup.remove)
 
     def _recorder(self, role: str) -> Recorder:
-        """Enter what a backend makes into the ledger, and forget it when it is gone."""
+        """Enter what a backend makes into the ledger, and forget it when it is gone.
+
+        Its process is announced with the first of its sockets, by what its command line
+        will hold, so that one is found whose pid this shim did not live to record.
+        """
+        announced: Entry | None = None
 
         def record(kind: str, value: str | int) -> None:
+            nonlocal announced
+            if announced is None:
+                announced = self._ledger.add(
+                    "process", pid=0, start_time=0, role=role, marker=str(self._runtime_dir)
+                )
+                self._forget_at_end(announced)
             if kind == "process":
                 started = process_table.start_time(int(value)) or 0
-                entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
+                self._ledger.update(announced, pid=int(value), start_time=started)
                 if self.cgroup is not None:
                     self.cgroup.add(int(value))
             else:
-                entry = self._ledger.add(kind, path=str(value))
-
-            async def forget() -> None:
-                self._ledger.remove(entry)
-
-            self._cleanup.push(f"ledger entry {kind} {value}", forget)
+                self._forget_at_end(self._ledger.add(kind, path=str(value)))
 
         return record
+
+    def _forget_at_end(self, entry: Entry) -> None:
+        async def forget() -> None:
+            self._ledger.remove(entry)
+
+        self._cleanup.push(f"ledger entry {entry!r}", forget)

@@ -116,7 +116,8 @@ def plan_vm(
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
-        name=name,
+        # QEMU's command line has no other path of the sandbox for the ledger to find it by.
+        name=f"{name}@{runtime_dir}" if isinstance(vm, Qemu) else name,
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=size.vcpus,
