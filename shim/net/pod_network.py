@@ -24,6 +24,7 @@ from shim.log import Log
 from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
 from shim.net.endpoint import Part, Wiring
+from shim.net.host_proxy import HostProxy
 from shim.net.links import Link, Scan
 from shim.net.monitor import NetworkMonitor
 from shim.net.scan import scan
@@ -59,6 +60,8 @@ class PodNetwork:
         netns: descriptor of the pod's network namespace; this object closes its own copy.
         path: the namespace's path, for the ledger; "" when it has none.
         wiring: how its links are connected.
+        proxy: connects the namespace to the host's network first; None when others have
+            given it its links.
         ledger: takes what is made before it is.
         cleanup: the pod's rollback stack.
         log: the shim's log.
@@ -70,6 +73,7 @@ class PodNetwork:
         path: str,
         *,
         wiring: Wiring,
+        proxy: HostProxy | None = None,
         ledger: Ledger,
         cleanup: Rollback,
         log: Log,
@@ -77,6 +81,7 @@ class PodNetwork:
         self._netns = os.dup(netns)
         self._path = path
         self._wiring = wiring
+        self._proxy = proxy
         self._ledger = ledger
         self._log = log
         self._cards: dict[int, _Card] = {}
@@ -99,6 +104,8 @@ class PodNetwork:
         Raises:
             FailedPrecondition, Internal: a link can't be connected.
         """
+        if self._proxy is not None:
+            await self._proxy.start(self._netns)
         # Opened before the first look, so that nothing is missed after it.
         self._monitor = await self._in_netns(NetworkMonitor)
         for link in (await self._scan()).links:
@@ -131,6 +138,19 @@ class PodNetwork:
 
     async def watch(self) -> None:
         """Follow the pod's network until cancelled."""
+        assert self._vm is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_namespace)
+            if self._proxy is not None:
+                nursery.start_soon(self._watch_ports, self._proxy, self._vm[1])
+
+    async def _watch_ports(self, proxy: HostProxy, agent: Agent) -> None:
+        try:
+            await proxy.reflect(agent)
+        except Exception as err:
+            self._log.error(f"the pod's ports are no longer followed at the host: {err!r}")
+
+    async def _watch_namespace(self) -> None:
         assert self._monitor is not None
         while True:
             await self._monitor.wait()
