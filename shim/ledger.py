@@ -182,7 +182,7 @@ class Ledger:
 
         Raises:
             ValueError: unknown kind, or a field of the kind is missing.
-            OSError: it could not be recorded, so the thing must not be made.
+            Internal: it could not be recorded, so the thing must not be made.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of ledger entry: {kind}")
@@ -190,7 +190,10 @@ class Ledger:
         if missing:
             raise ValueError(f"ledger entry {kind} needs {', '.join(missing)}")
         entry = Entry(self._next, kind, fields)
-        self._write({**self._entries, entry.id: entry})
+        try:
+            self._write({**self._entries, entry.id: entry})
+        except OSError as error:
+            raise Internal(f"{self.path} can't be written: {error.strerror}") from error
         self._next += 1
         return entry
 

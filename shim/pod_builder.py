@@ -29,12 +29,14 @@ from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.storage.guest_share import share_storage
 from shim.storage.share import Share
-from shim.vm_plan import VmPlan, plan_vm
+from shim.vm_plan import VmPlan, needs_vsock, plan_vm
 from vmm.hypervisor import Hypervisor, Recorder
-from vmm.spec import VmSpec
+from vmm.spec import VmSpec, VsockDevice
 
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
+ReserveVsock = Callable[[Path], VsockDevice]
+MakeVsockDaemon = Callable[[Path, Config, Recorder], AbstractAsyncContextManager[Helper]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,14 @@ class Backends:
     Args:
         hypervisor: builds the VM's backend.
         virtiofsd: builds the file server's context.
+        vsock: gives the VM a vsock device: the host kernel's, else the daemon's.
+        vsock_daemon: builds the context of the vsock daemon.
     """
 
     hypervisor: MakeHypervisor
     virtiofsd: MakeVirtiofsd
+    vsock: ReserveVsock
+    vsock_daemon: MakeVsockDaemon
 
 
 class PodBuilder:
@@ -88,6 +94,10 @@ class PodBuilder:
         self._log = log
         self._stages = stages
 
+    def configure(self, config: Config) -> None:
+        """Use this configuration from now on: the pod's first container has annotations."""
+        self._config = config
+
     async def build(
         self, spec: dict[str, Any], run: Callable[[PodVm], Any]
     ) -> tuple[PodVm, Share | None]:
@@ -103,12 +113,19 @@ class PodBuilder:
         """
         self._stages.reached("create")
         self._make_runtime_dir()
+        vsock: VsockDevice | None = None
         netns, for_host = await self._open_netns(spec)
         try:
             network = self._make_network(netns, spec, for_host=for_host)
             cards = await network.connect() if network is not None else ()
+            if needs_vsock(self._config):
+                vsock = self._backends.vsock(self._runtime_dir)
             plan = plan_vm(
-                self._config, name=f"katapy-{self._id}", runtime_dir=self._runtime_dir, netns=netns
+                self._config,
+                name=f"katapy-{self._id}",
+                runtime_dir=self._runtime_dir,
+                netns=netns,
+                vsock=vsock,
             )
             plan = replace(plan, spec=replace(plan.spec, devices=(*plan.spec.devices, *cards)))
             share = await self._make_share(plan)
@@ -123,23 +140,30 @@ class PodBuilder:
         finally:
             if netns is not None:
                 os.close(netns)
+            if vsock is not None and vsock.fd >= 0:
+                os.close(vsock.fd)  # the VMM has its own
         return vm, share
 
     def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
-        helpers: tuple[AbstractAsyncContextManager[Helper], ...] = ()
+        helpers: list[AbstractAsyncContextManager[Helper]] = []
         if plan.shared_fs == "virtio-fs":
-            helpers = (self._backends.virtiofsd(plan, self._config, self._recorder("virtiofsd")),)
+            record = self._recorder("virtiofsd")
+            helpers.append(self._backends.virtiofsd(plan, self._config, record))
+        if any(isinstance(d, VsockDevice) and d.vhost_user for d in plan.spec.devices):
+            record = self._recorder("vhost-device-vsock")
+            helpers.append(self._backends.vsock_daemon(self._runtime_dir, self._config, record))
         storages: tuple[agent_pb2.Storage, ...] = ()
         if plan.shared_fs != "none":
             storages = (share_storage(plan.shared_fs, plan.msize),)
         return PodVmPlan(
             sandbox_id=self._id,
             spec=plan.spec,
-            helpers=helpers,
+            helpers=tuple(helpers),
             storages=storages,
             hostname=spec.get("hostname", ""),
             kernel_modules=self._config.agent.kernel_modules,
             dial_timeout=float(self._config.agent.dial_timeout),
+            log_console=self._config.hypervisor.enable_debug,
         )
 
     async def _open_netns(self, spec: dict[str, Any]) -> tuple[int | None, bool]:

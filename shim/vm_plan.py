@@ -36,8 +36,11 @@ SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
 Channel = Literal["serial", "vsock"]
 
+HOTPLUG_SLOTS = 12
+"""Devices that can be plugged into any VM at a time."""
+
 _HYBRID_CID = 3
-_GROWING_VCPUS = ("q35", "clh")
+_GROWING = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,14 @@ class VmPlan:
     msize: int
 
 
-def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) -> VmPlan:
+def plan_vm(
+    config: Config,
+    *,
+    name: str,
+    runtime_dir: Path,
+    netns: int | None,
+    vsock: VsockDevice | None = None,
+) -> VmPlan:
     """Plan a pod's VM.
 
     Args:
@@ -67,6 +77,8 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         name: shown in the host's process list.
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
+        vsock: the device of the ``vsock`` channel, where the host provides it and not
+            the VMM (:func:`needs_vsock`).
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
@@ -89,8 +101,12 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
     if not isinstance(vm, Qemu):
         # The VMM's own end of the guest's sockets: the number means nothing outside it.
         devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
+    elif vsock is not None:
+        devices.append(vsock)
     cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={channel}"]
+    # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
+    # reach it; there are none.
+    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
@@ -101,8 +117,10 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING_VCPUS else 0,
+        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING else 0,
         memory_bytes=vm.default_memory * MIB,
+        max_memory_bytes=vm.max_memory(_host_mib()) * MIB if machine in _GROWING else 0,
+        memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),
@@ -111,6 +129,7 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
+        hotplug_slots=HOTPLUG_SLOTS + (vm.pcie_root_port if isinstance(vm, Qemu) else 0),
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
@@ -157,6 +176,15 @@ def choose_channel(config: Config) -> Channel:
     return "vsock"
 
 
+def needs_vsock(config: Config) -> bool:
+    """Whether the host has to provide the VM's vsock device.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    return isinstance(config.hypervisor, Qemu) and choose_channel(config) == "vsock"
+
+
 def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
     """How host directories will get into the guest.
 
@@ -180,6 +208,10 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
             "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
         )
     return cast(SharedFs, chosen)
+
+
+def _host_mib() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:

@@ -68,6 +68,12 @@ class Hypervisor:
     tx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     enable_debug: bool = key(False, rules.flag())
 
+    # As the files have it that Kata's runtime-rs ships, but for what there is not here.
+    enable_annotations: tuple[str, ...] = key(
+        ("kernel_params", "default_vcpus", "default_memory"), rules.patterns()
+    )
+    valid_hypervisor_paths: tuple[str, ...] = key((), rules.texts())
+
     @property
     def section(self) -> str:
         """The configuration's section that this is."""
@@ -97,6 +103,7 @@ class SharingHypervisor(Hypervisor):
     virtio_fs_extra_args: tuple[str, ...] = key((), rules.texts())
     virtio_fs_cache: str = key("auto", rules.choice("auto", "always", "metadata", "never"))
     virtio_fs_queue_size: int = key(1024, rules.integer(2, 1024))
+    valid_virtio_fs_daemon_paths: tuple[str, ...] = key((), rules.texts())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +119,7 @@ class Qemu(SharingHypervisor):
     shared_fs: str = key("auto", rules.choice("auto", "virtio-fs", "virtio-9p", "none"))
     # Kata's 8192 makes reads many times slower than the largest one that is useful.
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
-    # Kata's 0 leaves nothing to plug a device into.
-    pcie_root_port: int = key(12, rules.integer(0, _MAX_ROOT_PORTS))
+    pcie_root_port: int = key(0, rules.integer(0, _MAX_ROOT_PORTS))
     network_queues: int = key(1, rules.integer(1, _MAX_QUEUES))
     disable_vhost_net: bool = key(False, rules.flag())
     # Kata's default is "", no filter.
@@ -135,7 +141,6 @@ class Firecracker(Hypervisor):
     disable_block_device_use: bool = key(
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
-    jailer_path: Path | None = key(None, rules.found_path("no jailer"))
     disable_seccomp: bool = key(False, rules.flag())
 
 

@@ -85,7 +85,6 @@ _HYPERVISOR: dict[str, Inert] = {
     "disable_image_nvdimm": None,
     "disable_nesting_checks": None,
     "disable_selinux": None,
-    "enable_annotations": ([],),
     "entropy_source": ("", "/dev/urandom"),
     "guest_swap_create_threshold_secs": (0, 60),
     "guest_swap_path": ("", "/run/kata-containers/swap"),
@@ -99,11 +98,9 @@ _HYPERVISOR: dict[str, Inert] = {
     "queue_size": (0, 128),
     "rootfs_type": ("", "erofs"),
     "template_path": ("", "/run/vc/vm/template"),
-    # These only fence in pod annotations, and no pod annotation changes the VM yet.
+    # These only fence in pod annotations that have no effect yet.
     "valid_entropy_sources": None,
-    "valid_hypervisor_paths": None,
     "valid_vhost_user_store_paths": None,
-    "valid_virtio_fs_daemon_paths": None,
     "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
     "vm_rootfs_driver": ("", "virtio-blk-pci"),
 }
@@ -119,7 +116,14 @@ _QEMU_ONLY: dict[str, Inert] = {
     "seccompsandbox": _OFF,
 }
 _SHARING_ONLY: dict[str, Inert] = dict.fromkeys(
-    ("virtio_fs_cache", "virtio_fs_daemon", "virtio_fs_extra_args", "virtio_fs_queue_size"), None
+    (
+        "valid_virtio_fs_daemon_paths",
+        "virtio_fs_cache",
+        "virtio_fs_daemon",
+        "virtio_fs_extra_args",
+        "virtio_fs_queue_size",
+    ),
+    None,
 )
 _JAILER: dict[str, Inert] = {"jailer_path": _OFF, "valid_jailer_paths": None}
 
@@ -194,7 +198,7 @@ NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
             **_HYPERVISOR,
             **_QEMU_ONLY,
             **_SHARING_ONLY,
-            "valid_jailer_paths": None,
+            **_JAILER,
         },
         "hypervisor.clh": {
             **_HYPERVISOR,

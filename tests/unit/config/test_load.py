@@ -297,9 +297,12 @@ def test_runtime_options_that_say_nothing() -> None:
         assert config.warnings == ()
 
 
-def test_runtime_option_of_an_unknown_type_gives_a_warning() -> None:
-    config = load_config(("example.v1.Options", b"\xff"), search=(), environ={})
-    assert config.warnings == ("runtime option of type 'example.v1.Options' has no effect",)
+def test_runtime_option_of_an_unknown_type_is_refused_with_what_is_accepted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(("type.googleapis.com/example.v1.Options", b"\xff"), search=(), environ={})
+    assert caught.value.code == status.INVALID_ARGUMENT
+    assert "'type.googleapis.com/example.v1.Options'" in str(caught.value)
+    assert "runtimeoptions.v1.Options" in str(caught.value)
 
 
 def test_runtime_option_that_is_no_message() -> None:
