@@ -158,6 +158,34 @@ def test_links_that_come_and_go_while_it_runs(ctr: Ctr, pod: Netns, world: Netns
     assert pod.links() == {"lo"}
 
 
+def test_a_link_renamed_resized_and_replaced(ctr: Ctr, pod: Netns, world: Netns) -> None:
+    join_by_veth(pod, world)
+    name = ctr.start("sleep", "1000", options=in_pod(pod))
+
+    def shows(what: str, link: str) -> None:
+        eventually(
+            lambda: what in ctr.exec(name, "ip", "addr", "show", "dev", link).text,
+            f"{what} of {link}",
+            timeout=SEEN,
+        )
+
+    pod.ip("link", "set", "eth0", "down")
+    pod.ip("link", "set", "eth0", "name", "uplink0", "mtu", "1300", "up")
+    shows("mtu 1300", "uplink0")
+    shows("192.0.2.2", "uplink0")
+    pod.ip("link", "set", "uplink0", "down")
+    pod.ip("link", "set", "uplink0", "name", "eth0", "up")
+    shows("192.0.2.2", "eth0")
+    # Its card was there at boot, and can't be unplugged.
+    pod.ip("link", "del", "eth0")
+    join_by_veth(pod, world, mac="02:00:00:00:02:03")
+    shows("02:00:00:00:02:03", "eth0")
+    shows("192.0.2.2", "eth0")
+    assert ctr.exec(name, "ping", "-c", "2", "-W", "5", "192.0.2.1").code == 0
+    ctr.remove_all()
+    assert_untouched(pod)
+
+
 def test_two_links_each_with_its_routes(ctr: Ctr, pod: Netns, world: Netns) -> None:
     join_by_veth(pod, world)
     pod.ip("link", "add", "net1", "mtu", "9000", "type", "veth", "peer", "name", "w1",
