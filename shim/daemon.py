@@ -19,6 +19,8 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.log import DEBUG
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
 from shim.stages import Stages
@@ -72,6 +74,8 @@ async def _serve(context: ShimContext) -> None:
         backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
     sandbox = Sandbox(
@@ -97,6 +101,7 @@ async def _serve(context: ShimContext) -> None:
     server = Server(_services(TaskService(sandbox, shutdown)), map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)

@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from shim.agent import Agent
+from shim.annotations import annotated
 from shim.config.model import Config
 from shim.container import Container
 from shim.container_files import ContainerFiles
@@ -83,7 +84,7 @@ class Sandbox:
         self.id = sandbox_id
         self._refusal = refusal
         self._namespace = namespace
-        self._config = config
+        self._given_config = self._config = config
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -169,7 +170,7 @@ class Sandbox:
 
         Raises:
             AlreadyExists: the id is taken.
-            InvalidArgument: the bundle or the rootfs is malformed.
+            InvalidArgument: the bundle or the rootfs is malformed, or an annotation refused.
             Unimplemented: it is to be restored from a checkpoint.
             DeadlineExceeded: it took longer than ``create_container_timeout``.
         """
@@ -179,12 +180,18 @@ class Sandbox:
             raise self._refusal
         if request.checkpoint:
             raise Unimplemented("katapy does not restore containers from checkpoints yet")
+        spec = load_spec(Path(request.bundle))
+        if self._lifecycle.state is SandboxState.NEW and not self._in_creation:
+            self._config = annotated(
+                self._given_config, spec.get("annotations", {}), self._log.warning
+            )
+            self._builder.configure(self._config)
         self._in_creation.add(request.container_id)
         cleanup = Rollback(self._log)
         limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
         try:
             with trio.fail_after(limit):
-                container = await self._create(request, cleanup)
+                container = await self._create(request, spec, cleanup)
         except trio.TooSlowError:
             await cleanup.unwind()
             raise DeadlineExceeded(
@@ -204,8 +211,9 @@ class Sandbox:
         )
         return container
 
-    async def _create(self, request: CreateContainer, cleanup: Rollback) -> Container:
-        spec = load_spec(Path(request.bundle))
+    async def _create(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)

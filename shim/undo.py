@@ -182,11 +182,12 @@ def _kill_cgroup(path: str) -> None:
 
 
 def _remove_netdev(entry: Entry) -> None:
-    netlink.delete_link(entry.text("name"), entry.text("netns"))
+    netlink.delete_link(entry.text("name"), entry.text("netns"), entry.text("netns_id"))
 
 
-def _remove_ingress(entry: Entry) -> None:
-    netlink.delete_ingress(entry.text("link"), entry.text("netns"))
+def _remove_qdisc(entry: Entry) -> None:
+    link, parent = entry.text("link"), entry.text("parent")
+    netlink.delete_qdisc(link, parent, entry.text("netns"), entry.text("netns_id"))
 
 
 def _detach_loop(entry: Entry) -> None:
@@ -222,6 +223,6 @@ _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "cgroup": _remove_cgroup,
     "pod_cgroup": _remove_pod_cgroup,
     "netdev": _remove_netdev,
-    "ingress": _remove_ingress,
+    "qdisc": _remove_qdisc,
     "loop": _detach_loop,
 }

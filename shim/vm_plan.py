@@ -35,9 +35,11 @@ SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
 Channel = Literal["serial", "vsock"]
 
+HOTPLUG_SLOTS = 12
+"""Devices that can be plugged into any VM at a time."""
+
 _HYBRID_CID = 3
-_GROWING_VCPUS = ("q35", "clh")
-_GROWING_MEMORY = ("q35", "clh")
+_GROWING = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,13 @@ class VmPlan:
 
 
 def plan_vm(
-    config: Config, *, name: str, runtime_dir: Path, netns: int | None, size: Size | None = None
+    config: Config,
+    *,
+    name: str,
+    runtime_dir: Path,
+    netns: int | None,
+    vsock: VsockDevice | None = None,
+    size: Size | None = None,
 ) -> VmPlan:
     """Plan a pod's VM.
 
@@ -70,6 +78,8 @@ def plan_vm(
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
         size: what it boots with; None for the size of a pod that asks for nothing.
+        vsock: the device of the ``vsock`` channel, where the host provides it and not
+            the VMM (:func:`needs_vsock`).
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
@@ -84,7 +94,7 @@ def plan_vm(
     socket = runtime_dir / "virtiofsd.sock"
     channel = choose_channel(config)
     devices: list[Device] = [RngDevice()]
-    if not isinstance(vm, Firecracker):  # which has no such device
+    if not isinstance(vm, Firecracker) and machine != "microvm":  # which have no such device
         devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
     if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
@@ -94,11 +104,15 @@ def plan_vm(
     if not isinstance(vm, Qemu):
         # The VMM's own end of the guest's sockets: the number means nothing outside it.
         devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
-    arguments = [kernel_args, f"katapy.channel={channel}"]
+    elif vsock is not None:
+        devices.append(vsock)
+    # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
+    # reach it; there are none.
+    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    fixed = config.runtime.static_sandbox_resource_mgmt
+    grows = machine in _GROWING and not config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
@@ -106,9 +120,9 @@ def plan_vm(
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=size.vcpus,
-        max_vcpus=rule.max_vcpus if machine in _GROWING_VCPUS and not fixed else 0,
+        max_vcpus=rule.max_vcpus if grows else 0,
         memory_bytes=size.memory_bytes,
-        max_memory_bytes=rule.max_memory if machine in _GROWING_MEMORY and not fixed else 0,
+        max_memory_bytes=rule.max_memory if grows else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
@@ -118,6 +132,7 @@ def plan_vm(
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
+        hotplug_slots=HOTPLUG_SLOTS + (vm.pcie_root_port if isinstance(vm, Qemu) else 0),
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
@@ -162,6 +177,15 @@ def choose_channel(config: Config) -> Channel:
             f"[katapy] channel = 'serial': [{config.hypervisor.section}] has only vsock"
         )
     return "vsock"
+
+
+def needs_vsock(config: Config) -> bool:
+    """Whether the host has to provide the VM's vsock device.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    return isinstance(config.hypervisor, Qemu) and choose_channel(config) == "vsock"
 
 
 def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
