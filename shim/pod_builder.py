@@ -20,8 +20,9 @@ from shim import process_table
 from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.log import Log
+from shim.net.dan import DirectNetwork, load_direct_network
 from shim.net.host_proxy import HostProxy
-from shim.net.netns import is_hosts, netns_path, new_netns, open_netns
+from shim.net.netns import is_hosts, netns_path, new_netns, open_netns, open_netns_at
 from shim.net.pod_network import PodNetwork
 from shim.net.wiring import allow_host_network, plan_wiring
 from shim.pod_vm import Helper, PodVm, PodVmPlan
@@ -114,9 +115,12 @@ class PodBuilder:
         self._stages.reached("create")
         self._make_runtime_dir()
         vsock: VsockDevice | None = None
-        netns, for_host = await self._open_netns(spec)
+        direct = await trio.to_thread.run_sync(
+            load_direct_network, self._config.runtime.dan_conf, self._id
+        )
+        netns, for_host = await self._open_netns(spec, direct)
         try:
-            network = self._make_network(netns, spec, for_host=for_host)
+            network = self._make_network(netns, spec, direct, for_host=for_host)
             cards = await network.connect() if network is not None else ()
             if needs_vsock(self._config):
                 vsock = self._backends.vsock(self._runtime_dir)
@@ -166,7 +170,9 @@ class PodBuilder:
             log_console=self._config.hypervisor.enable_debug,
         )
 
-    async def _open_netns(self, spec: dict[str, Any]) -> tuple[int | None, bool]:
+    async def _open_netns(
+        self, spec: dict[str, Any], direct: DirectNetwork | None
+    ) -> tuple[int | None, bool]:
         """Open the namespace the VM is to be in; None for the host's.
 
         Returns:
@@ -175,6 +181,8 @@ class PodBuilder:
         Raises:
             Unimplemented: the pod asks for the host's network, and such pods are refused.
         """
+        if direct is not None and direct.netns:
+            return await trio.to_thread.run_sync(open_netns_at, direct.netns), False
         if self._config.runtime.disable_new_netns:
             return None, False
         netns = await trio.to_thread.run_sync(open_netns, spec)
@@ -188,7 +196,12 @@ class PodBuilder:
         return None, False
 
     def _make_network(
-        self, netns: int | None, spec: dict[str, Any], *, for_host: bool
+        self,
+        netns: int | None,
+        spec: dict[str, Any],
+        direct: DirectNetwork | None,
+        *,
+        for_host: bool,
     ) -> PodNetwork | None:
         wiring = plan_wiring(self._config)
         if netns is None or wiring.model == "none":
@@ -207,6 +220,7 @@ class PodBuilder:
             "" if for_host else netns_path(spec),
             wiring=wiring,
             proxy=proxy,
+            direct=direct,
             ledger=self._ledger,
             cleanup=self._cleanup,
             log=self._log,
