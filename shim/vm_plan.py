@@ -6,18 +6,17 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from shim.resources import Demand, Size, size_rule
 from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
-    MIB,
     BalloonDevice,
     BlockDevice,
     Device,
@@ -69,6 +68,7 @@ def plan_vm(
     runtime_dir: Path,
     netns: int | None,
     vsock: VsockDevice | None = None,
+    size: Size | None = None,
 ) -> VmPlan:
     """Plan a pod's VM.
 
@@ -79,11 +79,14 @@ def plan_vm(
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
         vsock: the device of the ``vsock`` channel, where the host provides it and not
             the VMM (:func:`needs_vsock`).
+        size: what it boots with; None for the size of a pod that asks for nothing.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    rule = size_rule(config)
+    size = size or rule.size(Demand())
     machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
     shared_fs = choose_shared_fs(config, has_9p=tuned)
@@ -103,23 +106,24 @@ def plan_vm(
         devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
     elif vsock is not None:
         devices.append(vsock)
-    cpus = os.cpu_count() or 1
     # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
     # reach it; there are none.
     arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
+    fixed = config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
-        name=name,
+        # QEMU's command line has no other path of the sandbox for the ledger to find it by.
+        name=f"{name}@{runtime_dir}" if isinstance(vm, Qemu) else name,
         arch=config.katapy.guest_arch,
         machine=machine,
-        vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING else 0,
-        memory_bytes=vm.default_memory * MIB,
-        max_memory_bytes=vm.max_memory(_host_mib()) * MIB if machine in _GROWING else 0,
+        vcpus=size.vcpus,
+        max_vcpus=rule.max_vcpus if machine in _GROWING and not fixed else 0,
+        memory_bytes=size.memory_bytes,
+        max_memory_bytes=rule.max_memory if machine in _GROWING and not fixed else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
@@ -208,10 +212,6 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
             "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
         )
     return cast(SharedFs, chosen)
-
-
-def _host_mib() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:

@@ -55,6 +55,8 @@ class Hypervisor:
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))
     default_memory: int = key(2048, rules.integer(128, _MAX_MIB, "MiB"))
     default_maxmemory: int = key(0, rules.integer(0, _MAX_MIB, "MiB"))
+    # Kata's 32 holds its agent, but not ours with Python.
+    overhead_memory: int = key(96, rules.integer(0, _MAX_MIB, "MiB"))
     # Kata leaves it off where DIMMs work; only virtio-mem can shrink again.
     enable_virtio_mem: bool = key(True, rules.flag())
     # Kata leaves it off; a guest that keeps every page it ever touched is what its users
@@ -142,6 +144,10 @@ class Firecracker(Hypervisor):
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
     disable_seccomp: bool = key(False, rules.flag())
+
+    def max_vcpus(self, host_cpus: int) -> int:
+        """See :meth:`Hypervisor.max_vcpus`."""
+        return min(_FIRECRACKER_VCPUS, Hypervisor.max_vcpus(self, host_cpus))
 
 
 @dataclass(frozen=True, slots=True)
