@@ -248,6 +248,17 @@ class Agent:
             request.oci_resources_json = json.dumps(resources).encode()
         await self._kata.UpdateContainer(request, timeout=REQUEST_TIMEOUT_S)
 
+    async def online_cpus(self, count: int) -> None:
+        """Switch hot-plugged CPUs on; returns when the guest uses them.
+
+        Args:
+            count: how many were plugged.
+        """
+        await self._kata.OnlineCPUMem(
+            agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=count, cpu_only=True),
+            timeout=REQUEST_TIMEOUT_S,
+        )
+
     async def resize(self, container_id: str, exec_id: str, width: int, height: int) -> None:
         """Set a process's terminal size in characters."""
         await self._kata.TtyWinResize(

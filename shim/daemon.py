@@ -17,10 +17,12 @@ from shim import sweeper, translate
 from shim.backends import load_backends
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.log import DEBUG
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
-from shim.sandbox import Sandbox
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
 from shim.storage.private import enter_private_mount_namespace
@@ -73,9 +75,11 @@ async def _serve(context: ShimContext) -> None:
         backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
-    sandbox = Sandbox(
+    sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
         config=config,
@@ -102,6 +106,7 @@ async def _serve(context: ShimContext) -> None:
     server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)

@@ -50,7 +50,7 @@ class PauseContainer(Container):
         cleanup: Rollback,
         publish: Publish,
     ) -> None:
-        super().__init__(request, pod, pid, cleanup, publish)
+        super().__init__(request, pod, pid, cleanup, publish, trio.lowlevel.checkpoint)
         self._killed = trio.Event()
         self._status = LOST_EXIT_STATUS
         self.init.lifecycle.move(ProcessState.CREATED)
@@ -138,7 +138,7 @@ class PauseContainer(Container):
         """Do nothing: it has no terminal."""
         self.process(exec_id)
 
-    async def update(self, resources: dict[str, Any]) -> None:
+    async def update(self, resources: dict[str, Any], cpus: str) -> None:
         """Refuse.
 
         Raises:

@@ -15,6 +15,7 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.agent import Agent, connect
+from shim.console_log import console_logged
 from shim.errors import Unavailable
 from shim.log import Log
 from shim.net.pod_network import PodNetwork
@@ -55,6 +56,7 @@ class PodVmPlan:
         sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        log_console: copy the guest's console and the VMM's messages into the log.
         network: the pod's network; None when it has none.
     """
 
@@ -67,6 +69,7 @@ class PodVmPlan:
     sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    log_console: bool = False
     network: PodNetwork | None = None
 
 
@@ -135,6 +138,8 @@ class PodVm:
         """
         try:
             async with AsyncExitStack() as stack:
+                if self._plan.log_console:
+                    await stack.enter_async_context(console_logged(self._hypervisor, self._log))
                 helpers = [await stack.enter_async_context(h) for h in self._plan.helpers]
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)

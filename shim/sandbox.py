@@ -7,16 +7,19 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from shim.agent import Agent
+from shim.annotations import annotated
 from shim.config.model import Config
-from shim.container import Container, kill_all
+from shim.container import Container
 from shim.container_files import ContainerFiles
 from shim.errors import (
     AlreadyExists,
@@ -28,21 +31,24 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
+from shim.hooks import Hooks
 from shim.ledger import Ledger
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import joined_namespaces
-from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.pod import PodSettings, add_sysctls, pod_settings
+from shim.oci.resources import GuestLimits
 from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
-from shim.pod_files import make_pod_files
 from shim.pod_life import PodLife
+from shim.pod_size import PodSize, size_of_vm
 from shim.pod_vm import PodVm
-from shim.process import Process
+from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.requests import CreateContainer, ExecProcess
+from shim.resources import counted_resources
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.stand_in import open_stand_in
@@ -51,7 +57,6 @@ from shim.stdio.stdio import Stdio, open_stdio
 
 REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
-KILL_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -87,7 +92,7 @@ class Sandbox:
         self.id = sandbox_id
         self._refusal = refusal
         self._namespace = namespace
-        self._config = config
+        self._given_config = self._config = config
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -95,13 +100,14 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
-        self._runtime_dir = runtime_dir
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
         self._settings = PodSettings()
-        self._declared: DeclaredPod | None = None
+        # What a client declared by the sandbox API, which then ends the pod too.
+        self.declared: DeclaredPod | None = None
         self._pod_files: dict[str, str] = {}
-        self._life = PodLife()
+        self.life = PodLife()
+        self._size: PodSize | None = None
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -177,7 +183,7 @@ class Sandbox:
 
         Raises:
             AlreadyExists: the id is taken.
-            InvalidArgument: the bundle or the rootfs is malformed.
+            InvalidArgument: the bundle or the rootfs is malformed, or an annotation refused.
             Unimplemented: it is to be restored from a checkpoint.
             DeadlineExceeded: it took longer than ``create_container_timeout``.
         """
@@ -187,18 +193,14 @@ class Sandbox:
             raise self._refusal
         if request.checkpoint:
             raise Unimplemented("katapy does not restore containers from checkpoints yet")
+        spec = load_spec(Path(request.bundle))
+        if self._lifecycle.state is SandboxState.NEW and not self._in_creation:
+            self._configure(spec)
         self._in_creation.add(request.container_id)
         cleanup = Rollback(self._log)
-        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
         try:
-            with trio.fail_after(limit):
-                container = await self._create(request, cleanup)
-        except trio.TooSlowError:
-            await cleanup.unwind()
-            raise DeadlineExceeded(
-                f"container {request.container_id} was not created within {limit} s; "
-                f"last console lines: {self._console()}"
-            ) from None
+            with self._bounded(f"container {request.container_id} was not created"):
+                container = await self._create(request, spec, cleanup)
         except BaseException:
             await cleanup.unwind()
             raise
@@ -212,8 +214,14 @@ class Sandbox:
         )
         return container
 
-    async def _create(self, request: CreateContainer, cleanup: Rollback) -> Container:
-        spec = load_spec(Path(request.bundle))
+    def _configure(self, spec: dict[str, Any]) -> None:
+        """Take the annotations of the pod's first spec into account."""
+        self._config = annotated(self._given_config, spec.get("annotations", {}), self._log.warning)
+        self._builder.configure(self._config)
+
+    async def _create(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
         role = container_role(spec)
         if role is Role.SANDBOX:
             return await self._create_pause(request, spec, cleanup)
@@ -226,16 +234,29 @@ class Sandbox:
             add_pod_mounts(spec, self._pod_files)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
         sources = await files.add_volumes(request.container_id, spec, cleanup)
+        hooks = Hooks(
+            spec,
+            container_id=request.container_id,
+            bundle=request.bundle,
+            pid=vm.pid,
+            log=self._log,
+        )
+        if "poststop" in hooks:
+            cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
+        await hooks.before_create()
+        cpus = ""
+        if self._size is not None:
+            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
+            cpus = await self._size.admit(request.container_id, counted_resources(spec))
         joined = joined_namespaces(
             spec,
             pod_pid=vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
-            in_pod=role is Role.MEMBER or self._declared is not None,
+            in_pod=role is Role.MEMBER or self.declared is not None,
         )
-        if "sysctl" not in vm.agent.features and self._settings.sysctls:
-            linux = spec.setdefault("linux", {})
-            linux["sysctl"] = {**self._settings.sysctls, **linux.get("sysctl", {})}
+        if "sysctl" not in vm.agent.features:
+            add_sysctls(spec, self._settings)
         guest = guest_spec(
             spec,
             container_id=request.container_id,
@@ -245,6 +266,8 @@ class Sandbox:
             terminal=request.stdio.terminal,
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
+            limits=GuestLimits.of_features(vm.agent.features),
+            cpus=cpus,
         )
         cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
         await vm.agent.create_container(
@@ -254,7 +277,7 @@ class Sandbox:
             shared_pid_namespace=joined.shared_pid,
             timeout=self._config.runtime.create_container_timeout,
         )
-        container = Container(request, self, pid, cleanup, self._publish)
+        container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         self._stages.reached("created")
@@ -271,7 +294,7 @@ class Sandbox:
 
     async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
         """The host pid of a container: the VMM's for one alone, else a pid of its own."""
-        if role is Role.SINGLE and not self._containers and self._declared is None:
+        if role is Role.SINGLE and not self._containers and self.declared is None:
             return vm.pid
         stand_in = await open_stand_in(vm.pid)
         cleanup.push("its host pid", stand_in.close)
@@ -290,6 +313,28 @@ class Sandbox:
         await container.delete()
         self._containers.pop(container_id, None)
         return container.init
+
+    async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits (OCI ``linux.resources``), and give the VM the size they call for.
+
+        Raises:
+            NotFound: there is no container of this id.
+            FailedPrecondition: it has ended.
+            ResourceExhausted: the VM did not get the memory.
+        """
+        container = self.container(container_id)
+        container.require_alive("update")
+        if self._size is None:
+            await container.update(resources, "")
+        else:
+            await self._size.update(container_id, resources, container.update)
+
+    def _releaser(self, container_id: str) -> Callable[[], Awaitable[None]]:
+        async def release() -> None:
+            if self._size is not None:
+                self._size.release(container_id)
+
+        return release
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -316,7 +361,9 @@ class Sandbox:
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
-                await process.supervise(agent, stdio, before_exit, task_status=task_status)
+                await process.supervise(
+                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
                     raise
@@ -325,70 +372,21 @@ class Sandbox:
 
         await self._nursery.start(guarded)
 
+    async def _lost(self, process: Process) -> int:
+        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
+        vm, cgroup = self._vm, self._builder.cgroup
+        if vm is None or cgroup is None or not await cgroup.ended_by_oom(vm.hypervisor.exited):
+            return LOST_EXIT_STATUS
+        if not process.exec_id:
+            self._log.error(cgroup.oom_text())
+            self._publish(TaskOOM(process.container_id))
+        return OOM_EXIT_STATUS
+
     async def _remove_in_guest(self, request: CreateContainer) -> None:
         vm = self._vm
         if vm is None or vm.gone.is_set() or vm.hypervisor.exited.is_set():
             return
         await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
-
-    # -- a pod without a pause container ------------------------------------------------
-
-    @property
-    def declared(self) -> bool:
-        """Whether a client declared it by the sandbox API, which then ends it too."""
-        return self._declared is not None
-
-    def declare(self, pod: DeclaredPod) -> None:
-        """Say what pod this is to be, before anything of it runs.
-
-        Raises:
-            AlreadyExists: it was said before, or a container is there.
-        """
-        if self._declared is not None or self._lifecycle.state is not SandboxState.NEW:
-            raise AlreadyExists(f"pod {self.id} exists already")
-        if self._refusal is not None:
-            raise self._refusal
-        self._declared = pod
-
-    async def start(self) -> None:
-        """Start the VM of a declared pod.
-
-        Raises:
-            FailedPrecondition: it was not declared, or has been started.
-            DeadlineExceeded: it took too long.
-        """
-        pod = self._declared
-        if pod is None:
-            raise FailedPrecondition(f"pod {self.id} has not been created")
-        self._lifecycle.require("start", SandboxState.NEW)
-        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
-        try:
-            with trio.fail_after(limit):
-                await self._started(pod.spec, Role.SANDBOX)
-                folder = str(self._runtime_dir / "etc")
-                self._pod_files = await make_pod_files(pod, folder, self._cleanup)
-        except trio.TooSlowError:
-            raise DeadlineExceeded(
-                f"pod {self.id} did not start within {limit} s; "
-                f"last console lines: {self._console()}"
-            ) from None
-
-    @property
-    def life(self) -> PodLife:
-        """When its VM started and ended."""
-        return self._life
-
-    async def stop_pod(self) -> None:
-        """Kill the containers and end the VM; the containers stay to be looked at. Idempotent."""
-        with trio.CancelScope(shield=True):
-            async with self._starting:
-                with trio.move_on_after(KILL_TIMEOUT_S):
-                    await kill_all(self._containers.values())
-                await self._stop_vm()
-                if self._lifecycle.state is not SandboxState.STOPPED:
-                    self._lifecycle.move(SandboxState.STOPPED)
-                self._life.ending = True
-                self._life.ended()
 
     # -- the VM -----------------------------------------------------------------------
 
@@ -413,8 +411,8 @@ class Sandbox:
             self._lifecycle.move(SandboxState.STARTING)
             try:
                 settings = await trio.to_thread.run_sync(pod_settings, spec)
-                if self._declared is not None:
-                    settings = replace(settings, dns=self._declared.dns)
+                if self.declared is not None:
+                    settings = replace(settings, dns=self.declared.dns)
                 vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
@@ -424,8 +422,12 @@ class Sandbox:
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._files = ContainerFiles(self._config, vm, share)
             self._settings = settings
+            self._size = size_of_vm(
+                vm.hypervisor, vm.agent, self._config, self._builder.cgroup, self._log
+            )
+            self._nursery.start_soon(self._size.run)
             self._lifecycle.move(SandboxState.RUNNING)
-            self._life.started(vm.pid)
+            self.life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
 
@@ -450,11 +452,11 @@ class Sandbox:
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
         finally:
             if ready:
-                self._life.ended()
+                self.life.ended()
 
     async def _stop_vm(self) -> None:
         if self._vm is not None:
-            self._life.ending = True
+            self.life.ending = True
             # With no container left there is nothing to sync or to end first.
             running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
             await self._vm.stop(orderly=any(running))
@@ -463,8 +465,18 @@ class Sandbox:
         if container_id in self._containers:
             self._publish(TaskOOM(container_id))
 
-    def _console(self) -> str:
-        return " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
+    @contextmanager
+    def _bounded(self, what: str) -> Iterator[None]:
+        """Give a start the time it may take."""
+        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
+        try:
+            with trio.fail_after(limit):
+                yield
+        except trio.TooSlowError:
+            console = " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
+            raise DeadlineExceeded(
+                f"{what} within {limit} s; last console lines: {console}"
+            ) from None
 
 
 def _network_path(agent: Agent) -> str | None:

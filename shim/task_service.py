@@ -131,8 +131,7 @@ class TaskService:
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, _context: CallContext) -> Empty:
         """Apply new limits."""
-        container = self._sandbox.container(request.id)
-        await container.update(translate.resources(request.resources))
+        await self._sandbox.update_container(request.id, translate.resources(request.resources))
         return Empty()
 
     async def wait(
@@ -161,7 +160,7 @@ class TaskService:
         """End the shim, once no container is left in it."""
         if not request.id and not request.now:
             raise InvalidArgument("shutdown: the container id is empty")
-        if self._sandbox.declared:
+        if self._sandbox.declared is not None:
             return Empty()  # ShutdownSandbox ends it
         self._ending = True
         if not self._sandbox.containers:
