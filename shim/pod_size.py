@@ -12,8 +12,6 @@ from typing import Any
 import trio
 
 from shim.agent import Agent
-from shim.cgroup.pod_cgroup import PodCgroup
-from shim.config.model import Config
 from shim.errors import ResourceExhausted
 from shim.log import Log
 from shim.resources import (
@@ -24,7 +22,6 @@ from shim.resources import (
     container_demand,
     guest_cpu_list,
     merged,
-    size_rule,
     total,
 )
 from shim.ttrpc.status import TtrpcError
@@ -235,27 +232,3 @@ class PodSize:
     def _note(self, size: Size) -> None:
         self._now = size
         self._log.info(f"the VM has {self._rule.explain(self._demand())}", now=str(size))
-
-
-def size_of_vm(
-    hypervisor: Hypervisor, agent: Agent, config: Config, cgroup: PodCgroup | None, log: Log
-) -> PodSize:
-    """Make the size of a VM that has just started.
-
-    Args:
-        hypervisor: the running VM.
-        agent: its guest's agent.
-        config: the effective configuration.
-        cgroup: where it runs on the host.
-        log: where each decision goes.
-    """
-    spec = hypervisor.spec
-    return PodSize(
-        hypervisor,
-        agent,
-        size_rule(config),
-        Size(spec.vcpus, spec.memory_bytes),
-        fixed=config.runtime.static_sandbox_resource_mgmt,
-        log=log,
-        on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
-    )

@@ -16,11 +16,12 @@ from typing import Any
 
 import trio
 
+from shim import process_table
 from shim.agent import Agent
 from shim.annotations import annotated
 from shim.config.model import Config
 from shim.container import Container
-from shim.container_files import ContainerFiles
+from shim.creation import Place, create_in_guest, make_place
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -31,31 +32,25 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
-from shim.hooks import Hooks
-from shim.ledger import Ledger
+from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
-from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import joined_namespaces
-from shim.oci.pod import PodSettings, add_sysctls, pod_settings
-from shim.oci.resources import GuestLimits
+from shim.oci.pod import PodSettings, pod_settings
 from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_life import PodLife
-from shim.pod_size import PodSize, size_of_vm
 from shim.pod_vm import PodVm
 from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.requests import CreateContainer, ExecProcess
-from shim.resources import counted_resources
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.stand_in import open_stand_in
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
 
-REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 
 
@@ -93,6 +88,7 @@ class Sandbox:
         self._refusal = refusal
         self._namespace = namespace
         self._given_config = self._config = config
+        self._ledger = ledger
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -101,13 +97,12 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
-        self._files: ContainerFiles | None = None
+        self._place: Place | None = None
         self._settings = PodSettings()
         # What a client declared by the sandbox API, which then ends the pod too.
         self.declared: DeclaredPod | None = None
         self._pod_files: dict[str, str] = {}
         self.life = PodLife()
-        self._size: PodSize | None = None
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -215,7 +210,6 @@ class Sandbox:
         return container
 
     def _configure(self, spec: dict[str, Any]) -> None:
-        """Take the annotations of the pod's first spec into account."""
         self._config = annotated(self._given_config, spec.get("annotations", {}), self._log.warning)
         self._builder.configure(self._config)
 
@@ -228,55 +222,18 @@ class Sandbox:
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
-        vm, files = await self._started(spec, role)
-        pid = await self._host_pid(vm, role, cleanup)
+        place = await self._started(spec, role)
+        pid = await self._host_pid(place.vm, role, cleanup)
         if self._pod_files:
             add_pod_mounts(spec, self._pod_files)
-        storages, rootfs = await files.add_rootfs(request, spec, cleanup)
-        sources = await files.add_volumes(request.container_id, spec, cleanup)
-        hooks = Hooks(
-            spec,
-            container_id=request.container_id,
-            bundle=request.bundle,
-            pid=vm.pid,
-            log=self._log,
-        )
-        if "poststop" in hooks:
-            cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
-        await hooks.before_create()
-        cpus = ""
-        if self._size is not None:
-            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
-            cpus = await self._size.admit(request.container_id, counted_resources(spec))
         joined = joined_namespaces(
             spec,
-            pod_pid=vm.pid,
+            pod_pid=place.vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
             in_pod=role is Role.MEMBER or self.declared is not None,
         )
-        if "sysctl" not in vm.agent.features:
-            add_sysctls(spec, self._settings)
-        guest = guest_spec(
-            spec,
-            container_id=request.container_id,
-            rootfs_path=rootfs,
-            mount_sources=sources,
-            joined_namespaces=joined.paths if "pod-namespaces" in vm.agent.features else {},
-            terminal=request.stdio.terminal,
-            seccomp=not self._config.runtime.disable_guest_seccomp,
-            network_path=_network_path(vm.agent),
-            limits=GuestLimits.of_features(vm.agent.features),
-            cpus=cpus,
-        )
-        cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
-        await vm.agent.create_container(
-            request.container_id,
-            guest,
-            storages=storages,
-            shared_pid_namespace=joined.shared_pid,
-            timeout=self._config.runtime.create_container_timeout,
-        )
+        hooks = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
@@ -286,7 +243,7 @@ class Sandbox:
     async def _create_pause(
         self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
     ) -> Container:
-        vm, _files = await self._started(spec, Role.SANDBOX)
+        vm = (await self._started(spec, Role.SANDBOX)).vm
         pause = PauseContainer(request, self, vm.pid, cleanup, self._publish)
         self._nursery.start_soon(pause.run, vm.gone, self._stop_vm)
         self._stages.reached("created")
@@ -324,17 +281,9 @@ class Sandbox:
         """
         container = self.container(container_id)
         container.require_alive("update")
-        if self._size is None:
-            await container.update(resources, "")
-        else:
-            await self._size.update(container_id, resources, container.update)
-
-    def _releaser(self, container_id: str) -> Callable[[], Awaitable[None]]:
-        async def release() -> None:
-            if self._size is not None:
-                self._size.release(container_id)
-
-        return release
+        if self._place is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        await self._place.size.update(container_id, resources, container.update)
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -346,7 +295,15 @@ class Sandbox:
             paths.terminal,
             container_id=container_id,
             namespace=self._namespace,
+            record=partial(self._record_logger, container_id),
         )
+
+    def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
+        started = process_table.start_time(pid) or 0
+        entry = self._ledger.add(
+            "process", pid=pid, start_time=started, role=LOGGER_ROLE, container=container_id
+        )
+        return partial(self._ledger.remove, entry)
 
     async def settle_network(self) -> None:
         """Have the guest's links be what the pod's are now."""
@@ -382,16 +339,10 @@ class Sandbox:
             self._publish(TaskOOM(process.container_id))
         return OOM_EXIT_STATUS
 
-    async def _remove_in_guest(self, request: CreateContainer) -> None:
-        vm = self._vm
-        if vm is None or vm.gone.is_set() or vm.hypervisor.exited.is_set():
-            return
-        await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
-
     # -- the VM -----------------------------------------------------------------------
 
-    async def _started(self, spec: dict[str, Any], role: Role) -> tuple[PodVm, ContainerFiles]:
-        """The pod's running VM, started by the first who asks, and the way of files into it.
+    async def _started(self, spec: dict[str, Any], role: Role) -> Place:
+        """The place for containers in the pod's VM, which the first who asks starts.
 
         Raises:
             Unavailable: it has ended.
@@ -400,10 +351,9 @@ class Sandbox:
         async with self._starting:
             state = self._lifecycle.state
             if state is SandboxState.RUNNING:
-                assert self._vm is not None
-                assert self._files is not None
-                _ = self._vm.agent
-                return self._vm, self._files
+                assert self._place is not None
+                _ = self._place.vm.agent
+                return self._place
             if state is not SandboxState.NEW:
                 raise Unavailable(f"pod {self.id} is {state.value}")
             if role is Role.MEMBER:
@@ -420,16 +370,15 @@ class Sandbox:
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
-            self._files = ContainerFiles(self._config, vm, share)
-            self._settings = settings
-            self._size = size_of_vm(
-                vm.hypervisor, vm.agent, self._config, self._builder.cgroup, self._log
+            self._place = make_place(
+                vm, share, self._config, settings.sysctls, self._builder.cgroup, self._log
             )
-            self._nursery.start_soon(self._size.run)
+            self._nursery.start_soon(self._place.size.run)
+            self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
             self.life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
-            return vm, self._files
+            return self._place
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm
@@ -477,8 +426,3 @@ class Sandbox:
             raise DeadlineExceeded(
                 f"{what} within {limit} s; last console lines: {console}"
             ) from None
-
-
-def _network_path(agent: Agent) -> str | None:
-    # Kata's agent fills in the namespaces itself; ours takes the spec as it is.
-    return "/proc/1/ns/net" if "oci-json" in agent.features else None

@@ -61,12 +61,6 @@ def pod_settings(spec: Mapping[str, Any]) -> PodSettings:
     )
 
 
-def add_sysctls(spec: dict[str, Any], settings: PodSettings) -> None:
-    """Put a pod's kernel settings into a member's spec, for a guest that can't set its own."""
-    linux = spec.setdefault("linux", {})
-    linux["sysctl"] = {**settings.sysctls, **linux.get("sysctl", {})}
-
-
 def _source(spec: Mapping[str, Any], destination: str) -> str:
     """The host path bound to a destination, "" for none; later mounts win."""
     found = ""

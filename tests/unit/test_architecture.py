@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.translate",),
     ("shim.declarable_sandbox",),
     ("shim.sandbox",),
+    ("shim.creation",),
     ("shim.pod_builder", "shim.container_files"),
     ("shim.pod_vm", "shim.pod_size"),
     ("shim.pause", "shim.pod_files", "shim.pod_life", "shim.pod_stats"),
