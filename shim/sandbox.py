@@ -35,11 +35,10 @@ from shim.oci.guest_spec import guest_spec
 from shim.oci.resources import GuestLimits
 from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
-from shim.pod_size import PodSize
+from shim.pod_resources import PodResources
 from shim.pod_vm import PodVm
-from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
+from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
-from shim.resources import Size, counted_resources, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
@@ -47,8 +46,6 @@ from shim.stdio.stdio import Stdio, open_stdio
 
 REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
-# From the loss of the agent's channel to the VMM's end being known.
-VMM_END_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -94,7 +91,7 @@ class Sandbox:
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
-        self._size: PodSize | None = None
+        self._resources: PodResources | None = None
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -231,9 +228,10 @@ class Sandbox:
             cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
         await hooks.before_create()
         cpus = ""
-        if self._size is not None:
-            cleanup.push("the container's part of the VM", self._releaser(request.container_id))
-            cpus = await self._size.admit(request.container_id, counted_resources(spec))
+        if self._resources is not None:
+            release = partial(self._resources.release, request.container_id)
+            cleanup.push("the container's part of the VM", release)
+            cpus = await self._resources.admit(request.container_id, spec)
         guest = guest_spec(
             spec,
             container_id=request.container_id,
@@ -281,18 +279,9 @@ class Sandbox:
             ResourceExhausted: the VM did not get the memory.
         """
         container = self.container(container_id)
-        container.require_alive("update")
-        if self._size is None:
-            await container.update(resources, "")
-        else:
-            await self._size.update(container_id, resources, container.update)
-
-    def _releaser(self, container_id: str) -> Callable[[], Awaitable[None]]:
-        async def release() -> None:
-            if self._size is not None:
-                self._size.release(container_id)
-
-        return release
+        if self._resources is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        await self._resources.update(container, resources)
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -315,12 +304,14 @@ class Sandbox:
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:
         """Have a process's streams and exit looked after for as long as it lives."""
-        agent = self.agent
+        agent, resources = self.agent, self._resources
+        assert resources is not None
+        lost_status = partial(resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
                 await process.supervise(
-                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                    agent, stdio, before_exit, lost_status, task_status=task_status
                 )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
@@ -329,23 +320,6 @@ class Sandbox:
                 process.lost()
 
         await self._nursery.start(guarded)
-
-    async def _lost(self, process: Process) -> int:
-        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
-        vm, cgroup = self._vm, self._builder.cgroup
-        if vm is None or cgroup is None:
-            return LOST_EXIT_STATUS
-        with trio.move_on_after(VMM_END_TIMEOUT_S):
-            await vm.hypervisor.exited.wait()
-        if not cgroup.oom_kills():
-            return LOST_EXIT_STATUS
-        if not process.exec_id:
-            self._log.error(
-                f"the host's OOM killer struck in the pod's cgroup {cgroup.main.path}: "
-                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
-            )
-            self._publish(TaskOOM(process.container_id))
-        return OOM_EXIT_STATUS
 
     async def _remove_in_guest(self, request: CreateContainer) -> None:
         vm = self._vm
@@ -380,23 +354,13 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._files = ContainerFiles(self._config, vm, share)
-            self._size = self._pod_size(vm)
-            self._nursery.start_soon(self._size.run)
+            self._resources = PodResources(
+                vm, self._builder.cgroup, self._config, self._publish, self._log
+            )
+            self._nursery.start_soon(self._resources.run)
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files
-
-    def _pod_size(self, vm: PodVm) -> PodSize:
-        spec, cgroup = vm.hypervisor.spec, self._builder.cgroup
-        return PodSize(
-            vm.hypervisor,
-            vm.agent,
-            size_rule(self._config),
-            Size(spec.vcpus, spec.memory_bytes),
-            fixed=self._config.runtime.static_sandbox_resource_mgmt,
-            log=self._log,
-            on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
-        )
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm

@@ -42,6 +42,7 @@ class Runtime:
     # time worth the loss.
     disable_guest_seccomp: bool = key(False, rules.flag())
     static_sandbox_resource_mgmt: bool = key(False, rules.flag())
+    enable_vcpus_pinning: bool = key(False, rules.flag())
     # As runtime-rs has it; cgroup version 2 allows nothing else.
     sandbox_cgroup_only: bool = key(True, rules.flag())
     internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))

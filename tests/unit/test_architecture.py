@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.translate",),
     ("shim.sandbox",),
     ("shim.pod_builder", "shim.container_files"),
+    ("shim.pod_resources",),
     ("shim.pod_vm", "shim.pod_size"),
     ("shim.container", "shim.process", "shim.hooks"),
     (
@@ -41,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.oci",
         "shim.publisher",
     ),
-    ("shim.resources", "shim.cgroup"),
+    ("shim.resources", "shim.cgroup", "shim.cpu_pinning", "shim.oom_score"),
     ("shim.config", "shim.metrics"),
     ("vmm.hypervisor",),
     ("shim.ttrpc",),
