@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import trio
@@ -280,6 +281,16 @@ class Container:
         if self.init.state is ProcessState.STOPPED:
             raise NotFound(f"container {self.id} has ended: it has no cgroup")
         return await self._pod.agent.stats(self.id, STATS_TIMEOUT_S)
+
+
+async def kill_all(containers: Iterable[Container]) -> None:
+    """Kill every process of containers that run, and wait for their ends."""
+    live = [c for c in containers if c.init.state in (ProcessState.RUNNING, ProcessState.PAUSED)]
+    for container in live:
+        with contextlib.suppress(KatapyError, TtrpcError):  # it has ended meanwhile
+            await container.kill("", SIGKILL, everything=True)
+    for container in live:
+        await container.init.wait()
 
 
 async def _nothing() -> None:

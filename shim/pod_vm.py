@@ -6,7 +6,7 @@ connection nest in each other and end in the right order whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,6 +52,8 @@ class PodVmPlan:
         helpers: daemons to start before it, in order.
         storages: mounts the agent makes for the whole pod.
         hostname: the pod's host name; empty leaves the guest's.
+        dns: lines of the guest's resolv.conf.
+        sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
         log_console: copy the guest's console and the VMM's messages into the log.
@@ -63,6 +65,8 @@ class PodVmPlan:
     helpers: tuple[AbstractAsyncContextManager[Helper], ...]
     storages: tuple[agent_pb2.Storage, ...]
     hostname: str
+    dns: tuple[str, ...]
+    sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
     dial_timeout: float
     log_console: bool = False
@@ -150,6 +154,8 @@ class PodVm:
                 await agent.create_sandbox(
                     self._plan.sandbox_id,
                     hostname=self._plan.hostname,
+                    dns=self._plan.dns,
+                    sysctls=self._plan.sysctls if "sysctl" in agent.features else {},
                     storages=self._plan.storages,
                     kernel_modules=self._plan.kernel_modules,
                 )

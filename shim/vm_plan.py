@@ -77,9 +77,9 @@ def plan_vm(
         name: shown in the host's process list.
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
-        size: what it boots with; None for the size of a pod that asks for nothing.
         vsock: the device of the ``vsock`` channel, where the host provides it and not
             the VMM (:func:`needs_vsock`).
+        size: what it boots with; None for the size of a pod that asks for nothing.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
@@ -116,7 +116,8 @@ def plan_vm(
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
-        name=name,
+        # QEMU's command line has no other path of the sandbox for the ledger to find it by.
+        name=f"{name}@{runtime_dir}" if isinstance(vm, Qemu) else name,
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=size.vcpus,

@@ -41,12 +41,12 @@ class Runtime:
     # Kata drops the profile by default; the guest's crun applies it at no cost in start
     # time worth the loss.
     disable_guest_seccomp: bool = key(False, rules.flag())
+    internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
+    disable_new_netns: bool = key(False, rules.flag())
     static_sandbox_resource_mgmt: bool = key(False, rules.flag())
     enable_vcpus_pinning: bool = key(False, rules.flag())
     # As runtime-rs has it; cgroup version 2 allows nothing else.
     sandbox_cgroup_only: bool = key(True, rules.flag())
-    internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
-    disable_new_netns: bool = key(False, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class Katapy:
     guest_arch: str = key("", rules.choice("", *ARCHITECTURES))
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
-    host_network: str = key("refuse", rules.choice("refuse", "none"))
+    host_network: str = key("refuse", rules.choice("refuse", "none", "proxy"))
+    slirp4netns: Path | None = key(None, rules.found_path("slirp4netns on the PATH"))
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(

@@ -41,19 +41,18 @@ def _reads() -> Iterator[tuple[str, str]]:
 def _by_method() -> dict[str, set[str]]:
     """Return the methods of the hypervisors' models and the keys that each reads."""
     tree = ast.parse((ROOT / "shim/config/hypervisors.py").read_text())
-    return {
-        method.name: {
-            node.attr
-            for node in ast.walk(method)
-            if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "self"
-        }
-        for kind in tree.body
-        if isinstance(kind, ast.ClassDef)
-        for method in kind.body
-        if isinstance(method, ast.FunctionDef)
-    }
+    found: dict[str, set[str]] = {}
+    for kind in tree.body:
+        for method in kind.body if isinstance(kind, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef):
+                found.setdefault(method.name, set()).update(
+                    node.attr
+                    for node in ast.walk(method)
+                    if isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "self"
+                )
+    return found
 
 
 READS = set(_reads())
