@@ -43,7 +43,7 @@ from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
-from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
+from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
@@ -280,10 +280,9 @@ class Sandbox:
             ResourceExhausted: the VM did not get the memory.
         """
         container = self.container(container_id)
-        container.require_alive("update")
         if self._place is None:
             raise Unavailable(f"pod {self.id} has no VM")
-        await self._place.size.update(container_id, resources, container.update)
+        await self._place.resources.update(container, resources)
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -314,12 +313,14 @@ class Sandbox:
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:
         """Have a process's streams and exit looked after for as long as it lives."""
-        agent = self.agent
+        agent, place = self.agent, self._place
+        assert place is not None
+        lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
                 await process.supervise(
-                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                    agent, stdio, before_exit, lost_status, task_status=task_status
                 )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
@@ -328,16 +329,6 @@ class Sandbox:
                 process.lost()
 
         await self._nursery.start(guarded)
-
-    async def _lost(self, process: Process) -> int:
-        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
-        vm, cgroup = self._vm, self._builder.cgroup
-        if vm is None or cgroup is None or not await cgroup.ended_by_oom(vm.hypervisor.exited):
-            return LOST_EXIT_STATUS
-        if not process.exec_id:
-            self._log.error(cgroup.oom_text())
-            self._publish(TaskOOM(process.container_id))
-        return OOM_EXIT_STATUS
 
     # -- the VM -----------------------------------------------------------------------
 
@@ -371,9 +362,15 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._place = make_place(
-                vm, share, self._config, settings.sysctls, self._builder.cgroup, self._log
+                vm,
+                share,
+                self._config,
+                settings.sysctls,
+                self._builder.cgroup,
+                self._publish,
+                self._log,
             )
-            self._nursery.start_soon(self._place.size.run)
+            self._nursery.start_soon(self._place.resources.run)
             self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
             self.life.started(vm.pid)

@@ -51,6 +51,11 @@ class PodCgroup:
         """Whether vCPU threads are apart from the rest."""
         return self.overhead is not None
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were taken in one by one."""
+        return list(self._pids)
+
     def add(self, pid: int) -> None:
         """Take in a process that has just been started."""
         self._pids.append(pid)

@@ -164,7 +164,6 @@ _RUNTIME: dict[str, Inert] = {
         (
             "enable_pprof",
             "enable_tracing",
-            "enable_vcpus_pinning",
             "experimental",
             "guest_selinux_label",
             "jaeger_endpoint",
