@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
-FEATURES = ["clock", "oci-json", "stdio-stream"]
+FEATURES = ["clock", "oci-json", "push-files", "sockets", "stdio-stream"]
 _SERVING = 1
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207

@@ -27,6 +27,7 @@ from .network import Network
 from .rpc import Server
 from .sandbox import Sandbox
 from .service import Containers
+from .sockets import Sockets
 from .storage import Storages, mount
 
 TYPE_CHECKING = False
@@ -111,7 +112,7 @@ def _build(
     storages = Storages(loop)
     containers = Containers(runtime, storages)
     finished = Event(loop)
-    sandbox = Sandbox(children, containers, storages, finished, owns_machine)
+    sandbox = Sandbox(loop, children, containers, storages, finished, owns_machine)
     guest = Guest(loop, stamps, is_init=owns_machine)
     server = Server(loop, nursery)
     server.add(
@@ -125,7 +126,16 @@ def _build(
         Containers.WAITS,
     )
     server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)
-    server.add(katapy_extension.SERVICES, {**guest.extension, "Stdio": containers.stdio})
+    sockets = Sockets(loop)
+    server.add(
+        katapy_extension.SERVICES,
+        {
+            **guest.extension,
+            **sockets.extension,
+            "Stdio": containers.stdio,
+            "PushFiles": sandbox.push_files,
+        },
+    )
     return server, finished
 
 
