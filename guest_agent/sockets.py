@@ -16,13 +16,13 @@ from shim.ttrpc.status import TtrpcError
 
 from .channel import listen_unix
 from .log import log
-from .loop import Cancelled, Event, Nursery
+from .loop import Event, Nursery
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .loop import Loop
+    from .loop import Loop, Task
     from .rpc import Stream
 
 WINDOW = 1 << 18
@@ -48,7 +48,7 @@ class Sockets:
         return {"ListenSocket": self.listen, "Connection": self.connection}
 
     async def listen(self, stream: Stream) -> None:
-        """Extension.ListenSocket: until the host gives the call up."""
+        """Extension.ListenSocket: until the host closes its side."""
         request = await stream.receive()
         path = request["path"] if request is not None else ""
         if request is None or not path.startswith("/"):
@@ -56,17 +56,35 @@ class Sockets:
         try:
             os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
             listener = listen_unix(path)
+            listener.listen(_BACKLOG)
             os.chown(path, request["uid"], request["gid"])
             os.chmod(path, request["mode"] & 0o777)
         except OSError as error:
             text = f"socket {path}: {error.strerror or error}"
             raise TtrpcError(status.INVALID_ARGUMENT, text) from None
+        mine: list[int] = []
+        try:
+            await stream.send({"connection": 0})
+            async with Nursery(self._loop) as nursery:
+                accepting = nursery.spawn(self._accept(listener, stream, mine))
+                while await stream.receive() is not None:
+                    pass
+                accepting.cancel()
+        finally:
+            listener.close()
+            for number in mine:
+                self._drop(number)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    async def _accept(self, listener: _socket.socket, stream: Stream, mine: list[int]) -> None:
+        """Tell the host of each connection; their numbers go to `mine`."""
         fd = listener.fileno()
         listener.setblocking(False)
         self._loop.watch(fd)
-        mine: list[int] = []
         try:
-            await stream.send({"connection": 0})  # listens from now on
             while True:
                 try:
                     accepted, _address = listener._accept()  # type: ignore[attr-defined]
@@ -77,20 +95,15 @@ class Sockets:
                     continue
                 os.set_blocking(accepted, False)
                 self._serial += 1
-                number = self._serial
-                self._waiting[number] = accepted
-                mine.append(number)
-                self._loop.call_later(_PICKUP_SECONDS, lambda n=number: self._drop(n))
-                await stream.send({"connection": number})
+                self._waiting[self._serial] = accepted
+                mine.append(self._serial)
+                self._expire(self._serial)
+                await stream.send({"connection": self._serial})
         finally:
             self._loop.forget(fd)
-            listener.close()
-            for number in mine:
-                self._drop(number)
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
+
+    def _expire(self, number: int) -> None:
+        self._loop.call_later(_PICKUP_SECONDS, lambda: self._drop(number))
 
     def _drop(self, number: int) -> None:
         fd = self._waiting.pop(number, None)
@@ -128,19 +141,23 @@ class _Relay:
     async def run(self) -> None:
         """Carry bytes both ways until both have ended, or either end is gone."""
         await self._stream.send({"credit": WINDOW})
-        async with Nursery(self._loop) as nursery:
-            receiver = nursery.spawn(self._receive(nursery))
+        async with Nursery(self._loop) as outer:
             async with Nursery(self._loop) as both:
-                both.spawn(self._to_host())
-                both.spawn(self._to_guest())
+                to_host = both.spawn(self._to_host())
+                to_guest = both.spawn(self._to_guest())
+                receiver = outer.spawn(self._receive(to_host, to_guest))
             receiver.cancel()
 
-    async def _receive(self, nursery: Nursery) -> None:
+    async def _receive(self, to_host: Task, to_guest: Task) -> None:
+        ended = False
         while True:
             frame = await self._stream.receive()
-            if frame is None:
-                nursery.cancel()
-                raise Cancelled
+            if frame is None:  # the host is done, or has given up what was not at its end
+                to_host.cancel()
+                if not ended:
+                    to_guest.cancel()
+                return
+            ended = ended or frame["eof"]
             if frame["data"]:
                 self._inbox.append(frame["data"])
             if frame["eof"]:

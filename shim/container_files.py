@@ -7,25 +7,56 @@ Each thing is pushed on the container's rollback stack before it is made.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from protos.kata import agent_pb2
 from shim.config.model import Config
-from shim.errors import Unimplemented
-from shim.oci.mounts import host_mounts
+from shim.oci.devices import host_disks
+from shim.oci.mounts import GUEST_SHM, host_mounts, is_bind
 from shim.pod_vm import PodVm
+from shim.pod_volumes import PodVolumes
 from shim.requests import CreateContainer
 from shim.rollback import Rollback
 from shim.sockets import sha256_hex
+from shim.storage.disk import block_device_path
+from shim.storage.guest_volumes import shm
 from shim.storage.options import Mount
 from shim.storage.rootfs import BlockRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
+from shim.storage.source import set_size
 from vmm.spec import BlockDevice
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
+
+
+@dataclass(slots=True)
+class ContainerVolumes:
+    """A container's volumes as they are in the guest.
+
+    Attributes:
+        sources: guest path by a mount's place in the spec; None for one that is a disk.
+        storages: mounts the agent makes first.
+        devices: disks the agent waits for, and whose numbers it puts into the spec.
+        numbers: path in the container to a stand-in for those numbers.
+    """
+
+    sources: dict[int, str | None] = field(default_factory=dict)
+    storages: list[agent_pb2.Storage] = field(default_factory=list)
+    devices: list[agent_pb2.Device] = field(default_factory=list)
+    numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add_disk(self, path: str, place: str) -> None:
+        """Give the container a disk as the device node ``path``."""
+        # Major 0 is no device's, so a stand-in never is another disk's real number.
+        self.numbers[path] = (0, len(self.numbers) + 1)
+        self.devices.append(agent_pb2.Device(id=place, type="blk", container_path=path))
 
 
 class ContainerFiles:
@@ -35,12 +66,14 @@ class ContainerFiles:
         config: the effective configuration.
         vm: the pod's VM.
         share: the pod's shared directory; None when it has none.
+        volumes: the pod's volumes.
     """
 
-    def __init__(self, config: Config, vm: PodVm, share: Share | None) -> None:
+    def __init__(self, config: Config, vm: PodVm, share: Share | None, volumes: PodVolumes) -> None:
         self._config = config
         self._vm = vm
         self._share = share
+        self._volumes = volumes
 
     async def add_rootfs(
         self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
@@ -105,33 +138,41 @@ class ContainerFiles:
         )
         return [storage], path
 
-    async def add_volumes(
-        self, container_id: str, spec: dict[str, Any], cleanup: Rollback
-    ) -> dict[int, str]:
-        """Share the spec's bind mounts; their guest paths by their place in the spec.
+    async def add_volumes(self, spec: dict[str, Any], cleanup: Rollback) -> ContainerVolumes:
+        """Bring the sources of the spec's bind mounts, and its disks, into the guest.
 
         Raises:
-            Unimplemented: this VM shares no directories.
-            NotFound, InvalidArgument: there is no such source, or it can't be shared.
+            Unimplemented: there is no way for one of them into this VM.
+            NotFound, InvalidArgument: there is no such source, or it can't be brought in.
+            VmmError: the VM does not take a disk.
         """
-        wanted = host_mounts(spec)
-        if not wanted:
-            return {}
-        share = self._share
-        if share is None:
-            raise Unimplemented(
-                f"container {container_id}: {wanted[0].destination} is a mount of the host, "
-                "and shared_fs = 'none' shares none"
-            )
-        cleanup.push(
-            "the shared volumes", lambda: share.remove(container_id), timeout=SHARE_TIMEOUT_S
-        )
-        return {
-            mount.index: await share.add_volume(
-                container_id, mount.source, read_only=mount.readonly, recursive=mount.recursive
-            )
-            for mount in wanted
-        }
+        volumes = ContainerVolumes()
+        size = await trio.to_thread.run_sync(_shm_size, spec)
+        if size is not None:
+            volumes.storages.append(shm(GUEST_SHM, size))
+        for mount in host_mounts(spec):
+            placed = await self._volumes.add(mount, cleanup)
+            volumes.storages += placed.storages
+            volumes.sources[mount.index] = placed.path or None
+            if placed.disk:
+                volumes.add_disk(mount.destination, placed.disk)
+        for device in host_disks(spec):
+            find = partial(block_device_path, device.major, device.minor, device.path)
+            path = await trio.to_thread.run_sync(find)
+            placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
+            volumes.add_disk(device.path, placed.disk)
+        return volumes
+
+
+def _shm_size(spec: dict[str, Any]) -> int | None:
+    """Bytes the host gives a bound /dev/shm, 0 for no size; None without such a mount."""
+    for mount in spec.get("mounts", ()):
+        if is_bind(mount) and mount["destination"].rstrip("/") == "/dev/shm":
+            try:
+                return set_size(mount.get("source", ""))
+            except OSError:
+                return 0
+    return None
 
 
 def _device_id(container_id: str) -> str:

@@ -32,6 +32,7 @@ from shim.oci.guest_spec import guest_spec
 from shim.oci.spec import load_spec
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_vm import PodVm
+from shim.pod_volumes import PodVolumes
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
@@ -86,6 +87,8 @@ class Sandbox:
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
+        self._volumes: PodVolumes | None = None
+        self._ledger = ledger
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -203,12 +206,13 @@ class Sandbox:
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
         vm, files = await self._started(spec)
         storages, rootfs = await files.add_rootfs(request, spec, cleanup)
-        sources = await files.add_volumes(request.container_id, spec, cleanup)
+        volumes = await files.add_volumes(spec, cleanup)
         guest = guest_spec(
             spec,
             container_id=request.container_id,
             rootfs_path=rootfs,
-            mount_sources=sources,
+            mount_sources=volumes.sources,
+            devices=volumes.numbers,
             terminal=request.stdio.terminal,
             seccomp=not self._config.runtime.disable_guest_seccomp,
             network_path=_network_path(vm.agent),
@@ -217,7 +221,8 @@ class Sandbox:
         await vm.agent.create_container(
             request.container_id,
             guest,
-            storages=storages,
+            storages=[*storages, *volumes.storages],
+            devices=volumes.devices,
             timeout=self._config.runtime.create_container_timeout,
         )
         container = Container(request, self, vm.pid, cleanup, self._publish)
@@ -301,7 +306,10 @@ class Sandbox:
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
-            self._files = ContainerFiles(self._config, vm, share)
+            self._volumes = PodVolumes(
+                self.id, self._config, vm, share, self._ledger, self._nursery.start, self._log
+            )
+            self._files = ContainerFiles(self._config, vm, share, self._volumes)
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files

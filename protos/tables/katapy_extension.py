@@ -16,7 +16,7 @@ SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool,
         "Stdio": (StdioFrame, StdioFrame, True, True),
         "SetClock": (SetClockRequest, Empty, False, False),
         "PushFiles": (PushFilesRequest, Empty, False, False),
-        "ListenSocket": (ListenSocketRequest, SocketAccepted, False, True),
+        "ListenSocket": (ListenSocketRequest, SocketAccepted, True, True),
         "Connection": (ConnectionFrame, ConnectionFrame, True, True),
     },
 }

@@ -44,7 +44,7 @@ def guest_spec(
     *,
     container_id: str,
     rootfs_path: str,
-    mount_sources: Mapping[int, str],
+    mount_sources: Mapping[int, str | None],
     joined_namespaces: Mapping[str, str] | None = None,
     devices: Mapping[str, tuple[int, int]] | None = None,
     annotations: Mapping[str, str] | None = None,
@@ -61,7 +61,7 @@ def guest_spec(
         container_id: names the cgroup.
         rootfs_path: the root filesystem's path in the guest.
         mount_sources: guest path of each :func:`shim.oci.mounts.host_mounts` entry,
-            by its index.
+            by its index; None for one that became a device.
         joined_namespaces: type (``ipc``, ``uts``, ``pid``) to guest path, used for
             the ones that the spec joins by a path on the host. A type it joins
             that is not here becomes the container's own.
@@ -88,7 +88,9 @@ def guest_spec(
     guest_linux["cgroupsPath"] = guest_cgroup(linux.get("cgroupsPath", ""), container_id)
     guest_linux["devices"] = kept_devices
     guest_linux["resources"] = guest_resources(resources, hugepage_sizes=hugepage_sizes)
-    guest_linux["resources"]["devices"] = device_rules(resources.get("devices", ()), kept_devices)
+    guest_linux["resources"]["devices"] = device_rules(
+        resources.get("devices", ()), kept_devices, linux.get("devices", ())
+    )
     if seccomp and "seccomp" in linux:
         # A listener is a socket of the host.
         guest_linux["seccomp"] = {

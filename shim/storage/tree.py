@@ -72,9 +72,9 @@ def _scan_below(root: str, folder: str, current: str, found: dict[str, Entry]) -
     with os.scandir(f"{root}/{folder}" if folder else root) as entries:
         for item in entries:
             path = f"{folder}/{item.name}" if folder else item.name
-            if not folder and current and item.name.startswith("..") and item.name != DATA:
-                if item.name != current:
-                    continue  # another version, or one in the making
+            hidden = not folder and item.name.startswith("..") and item.name != DATA
+            if hidden and current and item.name != current:
+                continue  # another version, or one in the making
             info = item.stat(follow_symlinks=False)
             if stat.S_ISLNK(info.st_mode):
                 target = os.readlink(f"{root}/{path}")

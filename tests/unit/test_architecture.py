@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.translate",),
     ("shim.sandbox",),
     ("shim.pod_builder", "shim.container_files"),
+    ("shim.pod_volumes",),
     ("shim.pod_vm",),
     ("shim.container", "shim.process"),
     ("shim.agent", "shim.net", "shim.storage", "shim.stdio", "shim.oci", "shim.publisher"),

@@ -1,0 +1,264 @@
+"""Volumes of a container: what reaches the guest, and that it is what it was on the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socketserver
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.ctr import Ctr
+from tests.support.waiting import eventually
+from tests.unit.shim.storage.test_tree import version
+
+pytestmark = [pytest.mark.root, pytest.mark.vm]
+
+Configured = Callable[[str], tuple[str, str]]
+
+
+def bind(source: Path | str, target: str, options: str = "rbind:rw") -> tuple[str, str]:
+    return "--mount", f"type=bind,src={source},dst={target},options={options}"
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Path:
+    """A pod's directory below a kubelet directory of its own."""
+    folder = tmp_path / "kubelet/pods/0a1b-2c3d"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def kubelet(configured: Configured, pod: Path) -> tuple[str, str]:
+    return configured(f'[runtime]\nkubelet_root_dir = "{pod.parents[1]}"')
+
+
+def volume(pod: Path, kind: str, name: str = "v") -> Path:
+    folder = pod / f"volumes/kubernetes.io~{kind}/{name}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def memory_dir(pod: Path) -> Iterator[Path]:
+    """A memory-backed emptyDir of 1 MiB, as kubelet mounts it."""
+    folder = volume(pod, "empty-dir")
+    options = "size=1m,mode=2777,gid=2000"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_memory_empty_dir_is_in_the_guest_and_keeps_its_size(
+    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path
+) -> None:
+    script = "stat -c '%a %g' /e; head -c 2000000 /dev/zero >/e/f; stat -c %s /e/f; mount | grep /e"
+    output = ctr.run("sh", "-c", script, options=[*kubelet, *bind(memory_dir, "/e")])
+    mode, size, line = output.text.splitlines()
+    assert (mode, size) == ("2777 2000", "1048576"), output.error
+    assert " tmpfs " in line.replace("type tmpfs", " tmpfs ")
+    assert list(memory_dir.iterdir()) == []
+
+
+@pytest.mark.core
+def test_config_map_updates_arrive_whole_and_with_events(
+    ctr: Ctr, kubelet: tuple[str, str], pod: Path
+) -> None:
+    config = volume(pod, "configmap")
+    version(config, "..2024_1", key="one", other="1")
+    script = (
+        r"printf '#!/bin/sh\necho $* >>/events\n' >/note; chmod +x /note; "
+        "inotifyd /note /c:y & touch /events; sleep 1000"
+    )
+    name = ctr.start("sh", "-c", script, options=[*kubelet, *bind(config, "/c", "rbind:ro")])
+    assert ctr.exec(name, "cat", "/c/key", "/c/other").text == "one1"
+    eventually(
+        lambda: ctr.exec(name, "sh", "-c", "ls -l /proc/[0-9]*/fd | grep inotify").code == 0,
+        "inotifyd watches",
+        timeout=20,
+    )
+    version(config, "..2024_2", key="two", other="2", more="x")
+    shutil.rmtree(config / "..2024_1")
+    script = "while [ $(cat /c/key) = one ]; do usleep 10000; done; cat /c/key"
+    assert ctr.exec(name, "sh", "-c", script).text == "two"
+    assert ctr.exec(name, "cat", "/c/other", "/c/more").text == "2x"
+    eventually(
+        lambda: "y /c ..data" in ctr.exec(name, "cat", "/events").text.splitlines(),
+        "the event of the swapped link",
+        timeout=20,
+    )
+    assert ctr.exec(name, "touch", "/c/new").code != 0
+
+
+def test_a_large_secret_and_many_files(ctr: Ctr, kubelet: tuple[str, str], pod: Path) -> None:
+    secret = volume(pod, "secret")
+    many = {f"k{n}": "x" * n for n in range(500)}
+    version(secret, "..1", **many, big="b" * (1 << 20))
+    (secret / "..data/k7").chmod(0o400)
+    os.chown(secret / "..data/k7", 0, 2000)
+    script = "cd /s; ls | wc -l; wc -c <big; cat k* | wc -c; stat -Lc '%a %g' k7"
+    output = ctr.run("sh", "-c", script, options=[*kubelet, *bind(secret, "/s")])
+    assert output.text.split("\n") == ["501", str(1 << 20), "124750", "400 2000"], output.error
+
+
+class _Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        while data := self.rfile.read1(65536):
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def echo_socket(tmp_path: Path) -> Iterator[Path]:
+    """A server on a unix socket of the host."""
+    path = tmp_path / "echo.sock"
+    with socketserver.ThreadingUnixStreamServer(str(path), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield path
+        server.shutdown()
+        thread.join()
+
+
+def test_unix_socket_of_the_host(ctr: Ctr, echo_socket: Path) -> None:
+    script = """
+import socket, threading
+def talk(data):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect("/e.sock")
+        def send():
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+        threading.Thread(target=send).start()
+        return b"".join(iter(lambda: s.recv(65536), b""))
+print(talk(b"hello").decode())
+data = bytes(range(256)) * 12000
+print(talk(data) == data)
+"""
+    # The image has nothing that speaks to unix sockets; the host's Python does.
+    options = [*bind(echo_socket, "/e.sock")]
+    for path in ("/usr", "/lib", "/lib64"):
+        options += bind(path, path, "rbind:ro")
+    output = ctr.run("/usr/bin/python3", "-ISc", script, options=options)
+    assert output.text == "hello\nTrue", output.error
+
+
+def test_shm_has_the_size_that_the_host_gives(ctr: Ctr, tmp_path: Path) -> None:
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "shm", shm], check=True)
+    try:
+        output = ctr.run("sh", "-c", "df -k /dev/shm | tail -1", options=bind(shm, "/dev/shm"))
+    finally:
+        subprocess.run(["umount", shm], check=True)
+    assert output.text.split()[1] == "2048", output.error
+
+
+def test_read_only_holds_against_root_in_the_guest(ctr: Ctr, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    script = "mount -o remount,rw,bind /v; echo y >/v/file; cat /v/file"
+    options = ["--privileged", *bind(tmp_path, "/v", "rbind:ro")]
+    output = ctr.run("sh", "-c", script, options=options)
+    assert output.text == "x"
+    assert "Read-only file system" in output.error
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_links_in_a_volume_do_not_lead_to_the_host(ctr: Ctr, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "secret").write_text("the host's")
+    (inner / "up").symlink_to("../secret")
+    (inner / "absolute").symlink_to(tmp_path / "secret")
+    script = "cat /v/up; cat /v/absolute; ls /v/../../../../../../../tmp; mknod /v/null c 1 3; true"
+    output = ctr.run("sh", "-c", script, options=["--privileged", *bind(inner, "/v")])
+    assert output.code == 0, output.error
+    assert "the host's" not in output.text
+    assert tmp_path.parts[2] not in output.text
+
+
+def test_late_host_mounts_are_seen(ctr: Ctr, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
+    subprocess.run(["mount", "--make-rshared", tmp_path], check=True)
+    try:
+        name = ctr.start("sleep", "1000", options=bind(tmp_path, "/v", "rbind:rslave"))
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+        (below / "late").write_text("seen")
+        assert ctr.exec(name, "cat", "/v/below/late").text == "seen"
+        ctr.remove(name)
+    finally:
+        subprocess.run(["umount", "-R", tmp_path], check=True)
+
+
+@pytest.fixture
+def loop_device(tmp_path: Path) -> Iterator[str]:
+    """A block device of the host with an ext4 file system of 16 MiB."""
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
+    done = subprocess.run(
+        ["losetup", "--show", "-f", image], capture_output=True, text=True, check=True
+    )
+    yield done.stdout.strip()
+    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True)
+
+
+def test_raw_block_device(ctr: Ctr, loop_device: str) -> None:
+    script = (
+        f"for d in {loop_device} /dev/data; do blockdev --getsize64 $d; done; echo hi >/dev/data; "
+        f"head -c 2 {loop_device}; sync"
+    )
+    options = ["--device", loop_device, *bind(loop_device, "/dev/data", "bind:rw")]
+    output = ctr.run("sh", "-c", script, options=options)
+    assert output.text.splitlines() == [str(16 << 20), str(16 << 20), "hi"], output.error
+    with open(loop_device, "rb") as device:
+        assert device.read(3) == b"hi\n"
+
+
+def test_device_node_of_the_host_is_refused(ctr: Ctr) -> None:
+    output = ctr.run("true", options=bind("/dev/loop-control", "/dev/lc"))
+    assert output.code != 0
+    assert "/dev/loop-control: a device node of the host is not in the VM" in output.error
+
+
+def test_missing_source_is_refused(ctr: Ctr, tmp_path: Path) -> None:
+    output = ctr.run("true", options=bind(tmp_path / "none", "/v"))
+    assert output.code != 0
+    assert f"{tmp_path}/none: No such file or directory" in output.error
+
+
+def test_block_empty_dir(ctr: Ctr, configured: Configured, pod: Path) -> None:
+    config = configured(
+        f'[runtime]\nkubelet_root_dir = "{pod.parents[1]}"\nemptydir_mode = "block-plain"'
+    )
+    folder = volume(pod, "empty-dir")
+    folder.chmod(0o777)
+    script = "stat -c %a /e; ls /e; echo kept >>/e/f; cat /e/f; grep ' /e ' /proc/mounts"
+    output = ctr.run("sh", "-c", script, options=[*config, *bind(folder, "/e")])
+    mode, text, line = output.text.splitlines()
+    assert (mode, text) == ("777", "kept"), output.error
+    assert " ext4 " in line
+    # A pod's next sandbox finds the data again.
+    output = ctr.run("cat", "/e/f", options=[*config, *bind(folder, "/e")])
+    assert output.text == "kept", output.error
+
+
+def test_empty_dir_in_the_guest(ctr: Ctr, configured: Configured, pod: Path) -> None:
+    config = configured(
+        f'[runtime]\nkubelet_root_dir = "{pod.parents[1]}"\ndisable_guest_empty_dir = false'
+    )
+    folder = volume(pod, "empty-dir")
+    folder.chmod(0o770)
+    os.chown(folder, 0, 2000)
+    output = ctr.run(
+        "sh", "-c", "touch /e/f; stat -c '%a %g' /e", options=[*config, *bind(folder, "/e")]
+    )
+    assert output.text == "2770 2000", output.error
+    assert list(folder.iterdir()) == []
