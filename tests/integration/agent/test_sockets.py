@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from protos.kata import health_pb2
 from shim.errors import Unavailable
 from shim.storage.socket_proxy import Owner, SocketProxy
 from tests.integration.agent.conftest import LIMIT, AgentProcess, Guest
@@ -27,7 +28,9 @@ async def serve(path: Path, *, task_status: trio.TaskStatus[None]) -> None:
     sock = trio.socket.socket(trio.socket.AF_UNIX)
     await sock.bind(str(path))
     sock.listen()
-    await trio.serve_listeners(echo, [trio.SocketListener(sock)], task_status=task_status)  # type: ignore[type-var]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, echo, [trio.SocketListener(sock)])
+        task_status.started()
 
 
 @asynccontextmanager
@@ -90,8 +93,9 @@ async def test_nobody_listens_on_the_host(
 ) -> None:
     with trio.fail_after(LIMIT):
         async with proxied(agent, guest, tmp_path / "none") as inside:
-            async with await trio.open_unix_socket(str(inside)) as stream:
-                assert await stream.receive_some() == b""
+            stream = await trio.open_unix_socket(str(inside))
+            assert await stream.receive_some() == b""
+            await stream.aclose()
 
 
 async def test_the_end_takes_socket_and_connections_along(
@@ -107,8 +111,9 @@ async def test_the_end_takes_socket_and_connections_along(
                 assert await stream.receive_some() == b"x"
             assert await stream.receive_some() == b""
             await stream.aclose()
-            while inside.exists():  # the agent hears of it a moment later
-                await trio.sleep(0.01)
+            # The agent heard of it before it hears of this.
+            await guest.health.Check(health_pb2.CheckRequest(), timeout=LIMIT)
+            assert not inside.exists()
             nursery.cancel_scope.cancel()
 
 
