@@ -16,6 +16,7 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.config.model import Config
+from shim.ledger import Ledger
 from shim.oci.devices import host_disks
 from shim.oci.mounts import GUEST_SHM, host_mounts, is_bind
 from shim.pod_vm import PodVm
@@ -26,7 +27,8 @@ from shim.sockets import sha256_hex
 from shim.storage.disk import block_device_path
 from shim.storage.guest_volumes import shm
 from shim.storage.options import Mount
-from shim.storage.rootfs import BlockRootfs, plan_rootfs
+from shim.storage.pack import Packing
+from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
 from shim.storage.source import set_size
 from vmm.spec import BlockDevice
@@ -67,9 +69,18 @@ class ContainerFiles:
         vm: the pod's VM.
         share: the pod's shared directory; None when it has none.
         volumes: the pod's volumes.
+        ledger: takes what is made before it is.
     """
 
-    def __init__(self, config: Config, vm: PodVm, share: Share | None, volumes: PodVolumes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        vm: PodVm,
+        share: Share | None,
+        volumes: PodVolumes,
+        ledger: Ledger,
+    ) -> None:
+        self._ledger = ledger
         self._config = config
         self._vm = vm
         self._share = share
@@ -95,6 +106,8 @@ class ContainerFiles:
         )
         if isinstance(plan, BlockRootfs):
             return await self._attach_rootfs(request.container_id, plan, cleanup)
+        if isinstance(plan, PackedRootfs):
+            return await self._pack_rootfs(request.container_id, plan, cleanup)
         assert self._share is not None
         share = self._share
         cleanup.push(
@@ -137,6 +150,29 @@ class ContainerFiles:
             mount_point=path,
         )
         return [storage], path
+
+    async def _pack_rootfs(
+        self, container_id: str, plan: PackedRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Attach a copy as a read-only disk, under a layer of the guest's memory."""
+        name = _device_id(f"{self._vm.hypervisor.spec.name}/{container_id}")
+        packing = Packing(
+            str(self._config.katapy.cache_dir / "rootfs" / name), self._ledger, container_id
+        )
+        cleanup.push("the packed rootfs", packing.aclose, timeout=SHARE_TIMEOUT_S)
+        image = await packing.pack(plan)
+        disk = BlockRootfs(image, "erofs", True, True, False, ("ro",))
+        storages, lower = await self._attach_rootfs(container_id, disk, cleanup)
+        path = f"{lower}-rw"
+        overlay = agent_pb2.Storage(
+            driver="overlayfs",
+            source="overlay",
+            fstype="overlay",
+            options=[f"lowerdir={lower}"],
+            driver_options=["io.katacontainers.fs-opt.overlay-rw"],
+            mount_point=path,
+        )
+        return [*storages, overlay], path
 
     async def add_volumes(self, spec: dict[str, Any], cleanup: Rollback) -> ContainerVolumes:
         """Bring the sources of the spec's bind mounts, and its disks, into the guest.

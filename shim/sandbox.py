@@ -309,7 +309,7 @@ class Sandbox:
             self._volumes = PodVolumes(
                 self.id, self._config, vm, share, self._ledger, self._nursery.start, self._log
             )
-            self._files = ContainerFiles(self._config, vm, share, self._volumes)
+            self._files = ContainerFiles(self._config, vm, share, self._volumes, self._ledger)
             self._lifecycle.move(SandboxState.RUNNING)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return vm, self._files

@@ -272,3 +272,53 @@ def test_empty_dir_in_the_guest(ctr: Ctr, configured: Configured, pod: Path) -> 
     )
     assert output.text == "2770 2000", output.error
     assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def unshared(configured: Configured) -> tuple[str, str]:
+    return configured('[hypervisor.qemu]\nshared_fs = "none"')
+
+
+def test_without_a_share_the_rootfs_is_packed(ctr: Ctr, unshared: tuple[str, str]) -> None:
+    script = "echo new >/f && ln /f /g && rm /etc/hostname && cat /g && grep ' / ' /proc/mounts"
+    output = ctr.run("sh", "-c", script, options=unshared)
+    text, mounted = output.text.splitlines()
+    assert text == "new", output.error
+    assert mounted.startswith("overlay ")
+    assert ctr.run("test", "-e", "/f", options=unshared).code == 1
+
+
+def test_without_a_share_files_are_copied_and_kept_up_to_date(
+    ctr: Ctr, unshared: tuple[str, str], tmp_path: Path
+) -> None:
+    hosts, folder = tmp_path / "hosts", tmp_path / "folder"
+    hosts.write_text("1.2.3.4 one\n")
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub/link").symlink_to("../file")
+    (folder / "file").write_text("content")
+    options = [*unshared, *bind(hosts, "/etc/hosts"), *bind(folder, "/d")]
+    name = ctr.start("sleep", "1000", options=options)
+    assert ctr.exec(name, "cat", "/etc/hosts", "/d/sub/link").text == "1.2.3.4 one\ncontent"
+    hosts.write_text("5.6.7.8 another\n")
+    script = "until grep -q another /etc/hosts; do usleep 10000; done; wc -l </etc/hosts"
+    assert ctr.exec(name, "sh", "-c", script).text == "1"
+
+
+def test_without_a_share_an_empty_dir_is_a_disk(
+    ctr: Ctr, configured: Configured, pod: Path
+) -> None:
+    kubelet = f'[runtime]\nkubelet_root_dir = "{pod.parents[1]}"'
+    config = configured(f'{kubelet}\n[hypervisor.qemu]\nshared_fs = "none"')
+    folder = volume(pod, "empty-dir")
+    output = ctr.run("grep", " /e ", "/proc/mounts", options=[*config, *bind(folder, "/e")])
+    assert " ext4 " in output.text, output.error
+
+
+def test_without_a_share_a_large_volume_is_refused(
+    ctr: Ctr, unshared: tuple[str, str], tmp_path: Path
+) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(65 << 20)
+    output = ctr.run("true", options=[*unshared, *bind(tmp_path, "/v")])
+    assert output.code != 0
+    assert "too much to be copied" in output.error
