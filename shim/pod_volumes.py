@@ -14,8 +14,9 @@ from pathlib import Path
 
 import trio
 
-from protos.kata import agent_pb2
+from protos.kata import agent_pb2, csi_pb2
 from shim.config.model import Config
+from shim.errors import InvalidArgument, NotFound
 from shim.ledger import Ledger
 from shim.log import Log
 from shim.oci.mounts import HostMount
@@ -23,7 +24,7 @@ from shim.pod_vm import PodVm
 from shim.rollback import Rollback
 from shim.sockets import sha256_hex
 from shim.storage import direct_volume
-from shim.storage.disk import make_scratch
+from shim.storage.disk import make_scratch, size_of
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
     assigned_disk,
@@ -92,6 +93,7 @@ class PodVolumes:
         ledger: takes every resource before it is made.
         start: starts a task that lives as long as the pod.
         log: the shim's log.
+        address: where the shim is reached about direct-assigned volumes.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class PodVolumes:
         ledger: Ledger,
         start: StartTask,
         log: Log,
+        address: str,
     ) -> None:
         self._sandbox_id = sandbox_id
         self._config = config
@@ -111,11 +114,11 @@ class PodVolumes:
         self._ledger = ledger
         self._start = start
         self._log = log
+        self._address = address
         self._held: dict[tuple[object, ...], _Held] = {}
         self._making = trio.Lock()
         self._serial = 0
-        self.direct: dict[str, tuple[str, AttachedDevice]] = {}
-        """Direct-assigned volumes: volume path → mount point in the guest, and disk."""
+        self._direct: dict[str, tuple[str, AttachedDevice]] = {}
 
     def settings(self) -> VolumeSettings:
         """What can be done with volumes here."""
@@ -150,6 +153,49 @@ class PodVolumes:
         """Bring a block device into the guest. Args and errors as :meth:`add`."""
         mount = HostMount(-1, path, path, read_only, False, ())
         return await self._use(RawDisk(path), mount, cleanup)
+
+    async def stats(self, volume_path: str) -> csi_pb2.VolumeStatsResponse:
+        """Sizes of a direct-assigned volume as the guest sees them.
+
+        Raises:
+            NotFound: the pod does not use it.
+        """
+        point, _ = self._assigned(volume_path)
+        return await self._vm.agent.volume_stats(point)
+
+    async def resize(self, volume_path: str, size: int) -> None:
+        """Grow a direct-assigned volume, disk and file system, while it is in use.
+
+        Args:
+            volume_path: its path on the host.
+            size: bytes; an image file grows with it, a device has to have them.
+
+        Raises:
+            NotFound: the pod does not use it.
+            InvalidArgument: it is to shrink, or the device is smaller than that.
+            Unsupported: the VMM can't tell the guest of a new size.
+        """
+        point, handle = self._assigned(volume_path)
+        assert isinstance(handle.device, BlockDevice)
+        now, is_file = await trio.to_thread.run_sync(size_of, str(handle.device.path))
+        if size < now:
+            raise InvalidArgument(
+                f"volume {volume_path} has {now} bytes and can't shrink to {size}"
+            )
+        if size > now and not is_file:
+            raise InvalidArgument(
+                f"volume {volume_path}: {handle.device.path} has {now} bytes; grow the device first"
+            )
+        await self._vm.hypervisor.resize_block(handle, size)
+        await self._vm.agent.resize_volume(point, size)
+
+    def _assigned(self, volume_path: str) -> tuple[str, AttachedDevice]:
+        try:
+            return self._direct[os.path.normpath(volume_path)]
+        except KeyError:
+            raise NotFound(
+                f"pod {self._sandbox_id} has no direct-assigned volume {volume_path}"
+            ) from None
 
     async def _use(self, plan: VolumePlan, mount: HostMount, cleanup: Rollback) -> Placed:
         async with self._making:
@@ -289,13 +335,13 @@ class PodVolumes:
         entry = self._ledger.add("file", path=note)
 
         async def forget() -> None:
-            self.direct.pop(volume.path, None)
+            self._direct.pop(volume.path, None)
             await trio.Path(note).unlink(missing_ok=True)
             self._ledger.remove(entry)
 
         undo.push(f"the note at {note}", forget)
-        await trio.Path(note).touch()
-        self.direct[volume.path] = (path, handle)
+        await trio.Path(note).write_text(self._address)
+        self._direct[volume.path] = (path, handle)
         return Placed(path, storages)
 
     async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:

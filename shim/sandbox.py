@@ -58,6 +58,7 @@ class Sandbox:
         log: the shim's log.
         stages: the pod's start.
         refusal: why no container can be made here, such as a wrong configuration.
+        address: the shim's own socket.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Sandbox:
         log: Log,
         stages: Stages,
         refusal: KatapyError | None = None,
+        address: str = "",
     ) -> None:
         self.id = sandbox_id
         self._refusal = refusal
@@ -88,6 +90,7 @@ class Sandbox:
         self._vm: PodVm | None = None
         self._files: ContainerFiles | None = None
         self._volumes: PodVolumes | None = None
+        self._address = address
         self._ledger = ledger
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
@@ -118,6 +121,17 @@ class Sandbox:
         if self._vm is None:
             raise Unavailable(f"pod {self.id} has no VM")
         return self._vm.agent
+
+    @property
+    def volumes(self) -> PodVolumes:
+        """The pod's volumes.
+
+        Raises:
+            Unavailable: when there is no VM.
+        """
+        if self._volumes is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        return self._volumes
 
     def container(self, container_id: str) -> Container:
         """Find a container.
@@ -257,6 +271,11 @@ class Sandbox:
             namespace=self._namespace,
         )
 
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        if self._vm is not None and self._vm.network is not None:
+            await self._vm.network.settle()
+
     async def supervise(
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:
@@ -307,7 +326,14 @@ class Sandbox:
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
             self._volumes = PodVolumes(
-                self.id, self._config, vm, share, self._ledger, self._nursery.start, self._log
+                self.id,
+                self._config,
+                vm,
+                share,
+                self._ledger,
+                self._nursery.start,
+                self._log,
+                self._address,
             )
             self._files = ContainerFiles(self._config, vm, share, self._volumes, self._ledger)
             self._lifecycle.move(SandboxState.RUNNING)

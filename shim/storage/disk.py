@@ -47,6 +47,15 @@ def block_device_path(major: int, minor: int, hint: str = "") -> str:
     raise NotFound(f"block device {major}:{minor}: no device node for it below /dev")
 
 
+def size_of(path: str) -> tuple[int, bool]:
+    """Bytes of a block device or image file, and whether it is a file."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END), stat.S_ISREG(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+
+
 def make_scratch(directory: str, *, uid: int, gid: int, mode: int) -> str:
     """Make the disk image of an emptyDir, unless a former sandbox of the pod did.
 
