@@ -50,3 +50,14 @@ def test_block_device(ctr: Ctr, image: Path, series: str) -> None:
     assert mount.startswith("/dev/vd")
     assert " ext4 " in mount
     assert text == "data"
+
+
+@pytest.mark.core
+def test_erofs_snapshotter(ctr: Ctr, image: Path, series: str) -> None:
+    if not series.startswith("2."):
+        pytest.skip(f"containerd {series} has no erofs snapshotter")
+    ctr.ok("images", "import", "--local", "--snapshotter", "erofs", image)
+    script = "echo new >/etc/hostname && cat /etc/hostname && rm /bin/ar && ls /bin/ar"
+    output = ctr.run("sh", "-c", script, options=["--snapshotter", "erofs"])
+    assert output.text == "new", output.error
+    assert "/bin/ar: No such file" in output.error

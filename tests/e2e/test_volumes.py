@@ -125,6 +125,40 @@ class _Echo(socketserver.StreamRequestHandler):
             self.wfile.write(data)
 
 
+@pytest.mark.core
+def test_containers_of_a_pod_share_volumes(
+    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    (data / "mnt").mkdir(parents=True)
+    (data / "file").write_text("x")
+    first = ctr.new_id()
+    group = ["--annotation", f"io.containerd.runc.v2.group={first}", *kubelet]
+    memory = bind(memory_dir, "/e")
+    propagating = ["--rootfs-propagation", "rshared", "--privileged"]
+    options = [*propagating, *group, *memory, *bind(data, "/v", "rbind:rshared:rw")]
+    ctr.start("sleep", "1000", name=first, options=options)
+    following = ["--rootfs-propagation", "rslave", *bind(data, "/r", "rbind:rslave:ro")]
+    second = ctr.start("sleep", "1000", options=[*group, *memory, *following])
+    assert ctr.exec(first, "sh", "-c", "echo shared >/e/f").code == 0
+    assert ctr.exec(second, "cat", "/e/f").text == "shared"
+    where = "stat -c '%d %i'"
+    inode = ctr.exec(first, "sh", "-c", f"{where} /v/file").text
+    assert ctr.exec(second, "sh", "-c", f"{where} /r/file").text == inode
+    assert ctr.exec(second, "touch", "/r/file").code != 0
+    mounting = "mount -t tmpfs tmpfs /v/mnt && echo below >/v/mnt/f"
+    assert ctr.exec(first, "sh", "-c", mounting).code == 0
+    assert ctr.exec(second, "cat", "/r/mnt/f").text == "below"
+    assert list((data / "mnt").iterdir()) == []
+    ctr.remove(second)
+    # The volume is there for whoever is left, and for the next.
+    third = ctr.start("sleep", "1000", options=[*group, *memory])
+    assert ctr.exec(third, "cat", "/e/f").text == "shared"
+    ctr.remove(third)
+    assert ctr.exec(first, "cat", "/v/file").text == "x"
+    ctr.remove(first)
+
+
 @pytest.fixture
 def echo_socket(tmp_path: Path) -> Iterator[Path]:
     """A server on a unix socket of the host."""
@@ -322,3 +356,14 @@ def test_without_a_share_a_large_volume_is_refused(
     output = ctr.run("true", options=[*unshared, *bind(tmp_path, "/v")])
     assert output.code != 0
     assert "too much to be copied" in output.error
+
+
+def test_sandbox_bind_mounts(ctr: Ctr, configured: Configured, tmp_path: Path) -> None:
+    (tmp_path / "offered").mkdir()
+    (tmp_path / "offered" / "file").write_text("for all")
+    config = configured(f'[runtime]\nsandbox_bind_mounts = ["{tmp_path}/offered"]')
+    assert ctr.run("true", options=config).code == 0
+    config = configured(f'[runtime]\nsandbox_bind_mounts = ["{tmp_path}/missing:rw"]')
+    output = ctr.run("true", options=config)
+    assert output.code != 0
+    assert f"sandbox_bind_mounts: there is no {tmp_path}/missing" in output.error
