@@ -67,17 +67,29 @@ def push(request: Message) -> None:
     if not volume or "/" in volume or volume in (".", ".."):
         raise TtrpcError(status.INVALID_ARGUMENT, f"{volume!r} is no name of a volume")
     os.makedirs(PUSHED, mode=0o711, exist_ok=True)
-    for change in request["changes"]:
-        path = os.path.normpath(f"{volume}/{change['path']}")
-        if path != volume and not path.startswith(volume + "/"):
-            raise TtrpcError(status.INVALID_ARGUMENT, f"{change['path']} leaves the volume")
-        if change["remove"]:
-            _remove_all(PUSHED, path)
-        else:
-            put(PUSHED, path, change, 0o755, in_place=change["in_place"])
+    folder, parent = "", -1  # changes come by folder: each is opened once
+    try:
+        for change in request["changes"]:
+            path = os.path.normpath(f"{volume}/{change['path']}")
+            if path != volume and not path.startswith(volume + "/"):
+                raise TtrpcError(status.INVALID_ARGUMENT, f"{change['path']} leaves the volume")
+            above, _, name = path.rpartition("/")
+            if parent >= 0 and (above != folder or change["remove"]):
+                os.close(parent)
+                parent = -1
+            if change["remove"]:
+                _remove_all(PUSHED, path)
+                continue
+            if parent < 0:
+                parent, name = _open_parent(PUSHED, path, 0o755)
+                folder = above
+            _put(parent, name, change, change["in_place"])
+    finally:
+        if parent >= 0:
+            os.close(parent)
 
 
-def put(root: str, path: str, change: Message, folder_mode: int, *, in_place: bool = False) -> None:
+def put(root: str, path: str, change: Message, folder_mode: int) -> None:
     """Make a folder, a symbolic link or a chunk of a file; complete before anyone sees it.
 
     Args:
@@ -85,7 +97,6 @@ def put(root: str, path: str, change: Message, folder_mode: int, *, in_place: bo
         path: relative to that.
         change: what to make, with the fields of a CopyFile request.
         folder_mode: permissions of missing folders on the way.
-        in_place: write into the file that is there.
 
     Raises:
         TtrpcError: INVALID_ARGUMENT for a file type that can't be sent.
@@ -93,32 +104,36 @@ def put(root: str, path: str, change: Message, folder_mode: int, *, in_place: bo
     """
     parent, name = _open_parent(root, path, folder_mode)
     try:
-        mode = change["file_mode"]
-        if stat.S_ISDIR(mode):
-            try:
-                os.mkdir(name, mode & 0o7777, dir_fd=parent)
-            except FileExistsError:
-                pass
-            fd = os.open(name, _FOLDER, dir_fd=parent)
-            try:
-                os.fchown(fd, change["uid"], change["gid"])
-                os.fchmod(fd, mode & 0o7777)
-            finally:
-                os.close(fd)
-        elif stat.S_ISLNK(mode):
-            # kubelet's name for the link that is about to take the place of "..data".
-            temporary = f"{name}_tmp"
-            _remove(temporary, parent)
-            os.symlink(os.fsdecode(change["data"]), temporary, dir_fd=parent)
-            owner = change["uid"], change["gid"]
-            os.chown(temporary, *owner, dir_fd=parent, follow_symlinks=False)
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-        elif stat.S_ISREG(mode) or not stat.S_IFMT(mode):
-            _write(change, name, parent, in_place)
-        else:
-            raise TtrpcError(status.INVALID_ARGUMENT, f"{path}: file type {mode:#o} can't be sent")
+        _put(parent, name, change, False)
     finally:
         os.close(parent)
+
+
+def _put(parent: int, name: str, change: Message, in_place: bool) -> None:
+    mode = change["file_mode"]
+    if stat.S_ISREG(mode) or not stat.S_IFMT(mode):
+        _write(change, name, parent, in_place)
+    elif stat.S_ISDIR(mode):
+        try:
+            os.mkdir(name, mode & 0o7777, dir_fd=parent)
+        except FileExistsError:
+            pass
+        fd = os.open(name, _FOLDER, dir_fd=parent)
+        try:
+            os.fchown(fd, change["uid"], change["gid"])
+            os.fchmod(fd, mode & 0o7777)
+        finally:
+            os.close(fd)
+    elif stat.S_ISLNK(mode):
+        # kubelet's name for the link that is about to take the place of "..data".
+        temporary = f"{name}_tmp"
+        _remove(temporary, parent)
+        os.symlink(os.fsdecode(change["data"]), temporary, dir_fd=parent)
+        owner = change["uid"], change["gid"]
+        os.chown(temporary, *owner, dir_fd=parent, follow_symlinks=False)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    else:
+        raise TtrpcError(status.INVALID_ARGUMENT, f"{name}: file type {mode:#o} can't be sent")
 
 
 def _remove(name: str, parent: int) -> None:

@@ -161,5 +161,7 @@ class SyncedFiles:
             yield FileChange(name, *owner, data=os.fsencode(entry.target))
         else:
             source = os.path.realpath(self.source) if self._is_file else f"{self.source}/{path}"
+            # Nobody sees a version's files before the link is swapped.
+            at_once = self._is_file or path.startswith("..")
             for offset, data in tree.chunks(source, entry.size, BATCH_BYTES):
-                yield FileChange(name, *owner, entry.size, offset, data, in_place=self._is_file)
+                yield FileChange(name, *owner, entry.size, offset, data, in_place=at_once)

@@ -71,7 +71,7 @@ import ctypes, os
 libc = ctypes.CDLL(None)
 fd = libc.inotify_init1(0)
 libc.inotify_add_watch(fd, b"/c", 0x80)  # moved to
-with open("/events", "ab", 0) as out:
+with open("/out/events", "ab", 0) as out:
     out.write(b"ready\n")
     while True:
         out.write(os.read(fd, 4096)[16:].replace(b"\0", b" ") + b"\n")
@@ -84,28 +84,30 @@ HOST_PYTHON = [word for path in ("/usr", "/lib", "/lib64") for word in bind(path
 
 @pytest.mark.core
 def test_config_map_updates_arrive_whole_and_with_events(
-    ctr: Ctr, kubelet: tuple[str, str], pod: Path
+    ctr: Ctr, kubelet: tuple[str, str], pod: Path, tmp_path: Path
 ) -> None:
     config = volume(pod, "configmap")
     version(config, "..2024_1", key="one", other="1")
-    options = [*kubelet, *bind(config, "/c", "rbind:ro"), *HOST_PYTHON]
-    name = ctr.start("/usr/bin/python3", "-ISc", INOTIFY, options=options)
+    out = tmp_path / "out"
+    out.mkdir()
+    mounts = [*bind(config, "/c", "rbind:ro"), *bind(out, "/out"), *HOST_PYTHON]
+    name = ctr.start("/usr/bin/python3", "-ISc", INOTIFY, options=[*kubelet, *mounts])
     assert ctr.exec(name, "/bin/cat", "/c/key", "/c/other").text == "one1"
 
     def events() -> str:
-        return ctr.exec(name, "/bin/cat", "/events").text
+        path = out / "events"
+        return path.read_text() if path.exists() else ""
 
     eventually(lambda: "ready" in events(), "the watch in the guest", timeout=20)
-    version(config, "..2024_2", key="two", other="2", more="x")
+    many = {f"k{n}": "x" * n for n in range(500)}
+    version(config, "..2024_2", key="two", other="2", **many)
     swapped = time.monotonic()
     shutil.rmtree(config / "..2024_1")
-    script = "until [ $(cat /c/key) = two ]; do usleep 10000; done; cat /c/other /c/more"
-    assert ctr.exec(name, "/bin/sh", "-c", script).text == "2x"
-    took = time.monotonic() - swapped
     eventually(lambda: "..data" in events(), "the event of the swapped link", timeout=20)
+    print(f"the event of 502 files came after {time.monotonic() - swapped:.2f} s")
+    assert ctr.exec(name, "/bin/cat", "/c/key", "/c/other").text == "two2"
     assert "..data_tmp" not in ctr.exec(name, "/bin/ls", "-a", "/c").text
     assert ctr.exec(name, "/bin/touch", "/c/new").code != 0
-    print(f"seen in the guest after {took:.2f} s, the exec that looks included")
 
 
 def test_a_large_secret_and_many_files(ctr: Ctr, kubelet: tuple[str, str], pod: Path) -> None:
