@@ -18,19 +18,17 @@ from protos.kata import agent_pb2
 from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.oci.devices import host_disks
-from shim.oci.mounts import GUEST_SHM, host_mounts, is_bind
+from shim.oci.mounts import host_mounts
 from shim.pod_vm import PodVm
 from shim.pod_volumes import PodVolumes
 from shim.requests import CreateContainer
 from shim.rollback import Rollback
 from shim.sockets import sha256_hex
 from shim.storage.disk import block_device_path
-from shim.storage.guest_volumes import shm
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
 from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
-from shim.storage.source import set_size
 from vmm.spec import BlockDevice
 
 DETACH_TIMEOUT_S = 10.0
@@ -127,7 +125,7 @@ class ContainerFiles:
                 device_id,
                 Path(plan.path),
                 read_only=plan.read_only,
-                direct=plan.direct_io,
+                direct=plan.direct_io or self._config.hypervisor.block_device_cache_direct,
                 shared=plan.read_only,
             )
         )
@@ -183,9 +181,6 @@ class ContainerFiles:
             VmmError: the VM does not take a disk.
         """
         volumes = ContainerVolumes()
-        size = await trio.to_thread.run_sync(_shm_size, spec)
-        if size is not None:
-            volumes.storages.append(shm(GUEST_SHM, size))
         for mount in host_mounts(spec):
             placed = await self._volumes.add(mount, cleanup)
             volumes.storages += placed.storages
@@ -198,17 +193,6 @@ class ContainerFiles:
             placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
             volumes.add_disk(device.path, placed.disk)
         return volumes
-
-
-def _shm_size(spec: dict[str, Any]) -> int | None:
-    """Bytes the host gives a bound /dev/shm, 0 for no size; None without such a mount."""
-    for mount in spec.get("mounts", ()):
-        if is_bind(mount) and mount["destination"].rstrip("/") == "/dev/shm":
-            try:
-                return set_size(mount.get("source", ""))
-            except OSError:
-                return 0
-    return None
 
 
 def _device_id(container_id: str) -> str:

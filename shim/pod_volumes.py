@@ -82,43 +82,111 @@ class _Held:
     users: int = 0
 
 
+class DirectVolumes:
+    """The direct-assigned volumes that a pod uses, for whoever asks about them.
+
+    Args:
+        sandbox_id: the pod's id.
+        address: where the shim is reached about them.
+    """
+
+    def __init__(self, sandbox_id: str, address: str) -> None:
+        self.sandbox_id = sandbox_id
+        self.address = address
+        self._used: dict[str, tuple[str, AttachedDevice, PodVm]] = {}
+
+    def add(self, volume_path: str, point: str, handle: AttachedDevice, vm: PodVm) -> None:
+        """Take one in that is mounted at ``point`` in the guest."""
+        self._used[volume_path] = (point, handle, vm)
+
+    def remove(self, volume_path: str) -> None:
+        """Forget one. Idempotent."""
+        self._used.pop(volume_path, None)
+
+    async def stats(self, volume_path: str) -> csi_pb2.VolumeStatsResponse:
+        """Sizes of one as the guest sees them.
+
+        Raises:
+            NotFound: the pod does not use it.
+        """
+        point, _, vm = self._find(volume_path)
+        return await vm.agent.volume_stats(point)
+
+    async def resize(self, volume_path: str, size: int) -> None:
+        """Grow one, disk and file system, while it is in use.
+
+        Args:
+            volume_path: its path on the host.
+            size: bytes; an image file grows with it, a device has to have them.
+
+        Raises:
+            NotFound: the pod does not use it.
+            InvalidArgument: it is to shrink, or the device is smaller than that.
+            Unsupported: the VMM can't tell the guest of a new size.
+        """
+        point, handle, vm = self._find(volume_path)
+        assert isinstance(handle.device, BlockDevice)
+        path = str(handle.device.path)
+        now, is_file = await trio.to_thread.run_sync(size_of, path)
+        if size < now:
+            raise InvalidArgument(
+                f"volume {volume_path} has {now} bytes and can't shrink to {size}"
+            )
+        if size > now and not is_file:
+            raise InvalidArgument(
+                f"volume {volume_path}: {path} has {now} bytes; grow the device first"
+            )
+        await vm.hypervisor.resize_block(handle, size)
+        await vm.agent.resize_volume(point, size)
+
+    def _find(self, volume_path: str) -> tuple[str, AttachedDevice, PodVm]:
+        try:
+            return self._used[os.path.normpath(volume_path)]
+        except KeyError:
+            raise NotFound(
+                f"pod {self.sandbox_id} has no direct-assigned volume {volume_path}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMeans:
+    """What a pod's volumes are made with, whatever VM they are for.
+
+    Attributes:
+        ledger: takes every resource before it is made.
+        start: starts a task that lives as long as the pod.
+        direct: the direct-assigned volumes in use.
+    """
+
+    ledger: Ledger
+    start: StartTask
+    direct: DirectVolumes
+
+
 class PodVolumes:
     """Brings volumes into one pod's VM.
 
     Args:
-        sandbox_id: the pod's id.
-        config: the effective configuration.
         vm: the pod's VM.
         share: the pod's shared directory; None when it has none.
-        ledger: takes every resource before it is made.
-        start: starts a task that lives as long as the pod.
+        config: the effective configuration.
+        means: what they are made with.
         log: the shim's log.
-        address: where the shim is reached about direct-assigned volumes.
     """
 
     def __init__(
-        self,
-        sandbox_id: str,
-        config: Config,
-        vm: PodVm,
-        share: Share | None,
-        ledger: Ledger,
-        start: StartTask,
-        log: Log,
-        address: str,
+        self, vm: PodVm, share: Share | None, config: Config, means: VolumeMeans, log: Log
     ) -> None:
-        self._sandbox_id = sandbox_id
-        self._config = config
         self._vm = vm
         self._share = share
-        self._ledger = ledger
-        self._start = start
+        self._config = config
+        self._ledger = means.ledger
+        self._start = means.start
+        self._direct = means.direct
         self._log = log
-        self._address = address
         self._held: dict[tuple[object, ...], _Held] = {}
         self._making = trio.Lock()
         self._serial = 0
-        self._direct: dict[str, tuple[str, AttachedDevice]] = {}
 
     def settings(self) -> VolumeSettings:
         """What can be done with volumes here."""
@@ -153,49 +221,6 @@ class PodVolumes:
         """Bring a block device into the guest. Args and errors as :meth:`add`."""
         mount = HostMount(-1, path, path, read_only, False, ())
         return await self._use(RawDisk(path), mount, cleanup)
-
-    async def stats(self, volume_path: str) -> csi_pb2.VolumeStatsResponse:
-        """Sizes of a direct-assigned volume as the guest sees them.
-
-        Raises:
-            NotFound: the pod does not use it.
-        """
-        point, _ = self._assigned(volume_path)
-        return await self._vm.agent.volume_stats(point)
-
-    async def resize(self, volume_path: str, size: int) -> None:
-        """Grow a direct-assigned volume, disk and file system, while it is in use.
-
-        Args:
-            volume_path: its path on the host.
-            size: bytes; an image file grows with it, a device has to have them.
-
-        Raises:
-            NotFound: the pod does not use it.
-            InvalidArgument: it is to shrink, or the device is smaller than that.
-            Unsupported: the VMM can't tell the guest of a new size.
-        """
-        point, handle = self._assigned(volume_path)
-        assert isinstance(handle.device, BlockDevice)
-        now, is_file = await trio.to_thread.run_sync(size_of, str(handle.device.path))
-        if size < now:
-            raise InvalidArgument(
-                f"volume {volume_path} has {now} bytes and can't shrink to {size}"
-            )
-        if size > now and not is_file:
-            raise InvalidArgument(
-                f"volume {volume_path}: {handle.device.path} has {now} bytes; grow the device first"
-            )
-        await self._vm.hypervisor.resize_block(handle, size)
-        await self._vm.agent.resize_volume(point, size)
-
-    def _assigned(self, volume_path: str) -> tuple[str, AttachedDevice]:
-        try:
-            return self._direct[os.path.normpath(volume_path)]
-        except KeyError:
-            raise NotFound(
-                f"pod {self._sandbox_id} has no direct-assigned volume {volume_path}"
-            ) from None
 
     async def _use(self, plan: VolumePlan, mount: HostMount, cleanup: Rollback) -> Placed:
         async with self._making:
@@ -331,17 +356,17 @@ class PodVolumes:
         volume = plan.volume
         handle = await self._attach(volume.device, mount.readonly or "ro" in volume.options, undo)
         path, storages = assigned_disk(volume, str(handle.address), read_only=mount.readonly)
-        note = direct_volume.user_file(volume.path, self._sandbox_id)
+        note = direct_volume.user_file(volume.path, self._direct.sandbox_id)
         entry = self._ledger.add("file", path=note)
 
         async def forget() -> None:
-            self._direct.pop(volume.path, None)
+            self._direct.remove(volume.path)
             await trio.Path(note).unlink(missing_ok=True)
             self._ledger.remove(entry)
 
         undo.push(f"the note at {note}", forget)
-        await trio.Path(note).write_text(self._address)
-        self._direct[volume.path] = (path, handle)
+        await trio.Path(note).write_text(self._direct.address)
+        self._direct.add(volume.path, path, handle, self._vm)
         return Placed(path, storages)
 
     async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:

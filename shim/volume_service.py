@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from protos.kata.csi_pb2 import VolumeStatsResponse
 from protos.katapy.shim_pb2 import ResizeRequest, VolumeRequest
-from shim.sandbox import Sandbox
+from shim.pod_volumes import DirectVolumes
 from shim.ttrpc.service import CallContext
 
 
@@ -17,17 +17,17 @@ class VolumeService:
     """Handlers of ``katapy.shim.v1.Volumes``.
 
     Args:
-        sandbox: the pod.
+        volumes: those the pod uses.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+    def __init__(self, volumes: DirectVolumes) -> None:
+        self._volumes = volumes
 
     async def stats(self, request: VolumeRequest, _context: CallContext) -> VolumeStatsResponse:
         """Volumes.Stats."""
-        return await self._sandbox.volumes.stats(request.volume_path)
+        return await self._volumes.stats(request.volume_path)
 
     async def resize(self, request: ResizeRequest, _context: CallContext) -> Empty:
         """Volumes.Resize."""
-        await self._sandbox.volumes.resize(request.volume_path, request.size)
+        await self._volumes.resize(request.volume_path, request.size)
         return Empty()

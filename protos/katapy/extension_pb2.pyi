@@ -109,3 +109,23 @@ class ConnectionFrame(_message.Message):
     eof: bool
     credit: int
     def __init__(self, connection: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
+
+class Listener(_message.Message):
+    __slots__ = ("protocol", "port")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    port: int
+    def __init__(self, protocol: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class WaitListenersRequest(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: _containers.RepeatedCompositeFieldContainer[Listener]
+    def __init__(self, known: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ...) -> None: ...
+
+class WaitListenersResponse(_message.Message):
+    __slots__ = ("now",)
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    now: _containers.RepeatedCompositeFieldContainer[Listener]
+    def __init__(self, now: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ...) -> None: ...

@@ -45,6 +45,11 @@ class Runtime:
     disable_guest_empty_dir: bool = key(True, rules.flag())
     emptydir_mode: str = key("shared-fs", rules.choice("shared-fs", "block-plain"))
     sandbox_bind_mounts: tuple[str, ...] = key((), rules.texts())
+    internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
+    disable_new_netns: bool = key(False, rules.flag())
+    static_sandbox_resource_mgmt: bool = key(False, rules.flag())
+    # As runtime-rs has it; cgroup version 2 allows nothing else.
+    sandbox_cgroup_only: bool = key(True, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Katapy:
     guest_arch: str = key("", rules.choice("", *ARCHITECTURES))
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
+    host_network: str = key("refuse", rules.choice("refuse", "none", "proxy"))
+    slirp4netns: Path | None = key(None, rules.found_path("slirp4netns on the PATH"))
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(

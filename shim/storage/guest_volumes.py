@@ -14,8 +14,6 @@ from shim.storage.direct_volume import DirectVolume
 from shim.storage.volumes import GuestDirectory, MemoryVolume
 
 GUEST_SANDBOX = "/run/kata-containers/sandbox"
-SHM_DEFAULT = 64 << 20
-"""Bytes of a pod's /dev/shm when nobody says another size."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -98,15 +96,3 @@ def assigned_disk(volume: DirectVolume, address: str, *, read_only: bool) -> Mou
         fs_group=group,
     )
     return point, (storage,)
-
-
-def shm(path: str, size: int) -> agent_pb2.Storage:
-    """The pod's /dev/shm at ``path``, of ``size`` bytes (0 for the usual size)."""
-    return agent_pb2.Storage(
-        driver="ephemeral",
-        source="shm",
-        fstype="tmpfs",
-        options=["nosuid", "nodev", "noexec", "mode=1777", f"size={size or SHM_DEFAULT}"],
-        mount_point=path,
-        shared=True,
-    )

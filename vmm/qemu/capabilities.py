@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from vmm.hypervisor import Capabilities
-from vmm.qemu.command import hot_memory_bytes
+from vmm.qemu.memory import hot_memory_bytes
 from vmm.qemu.plan import MMIO_TRANSPORTS
 from vmm.spec import MIB, BalloonDevice, FsDevice, NinePDevice, PanicDevice
 
@@ -62,6 +62,12 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         reset_semantics="exit",
         guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
         acpi_shutdown=True,
+        pmem_cold=pci and "virtio-pmem-pci" in features.devices,
+        vfio_cold=pci and "vfio-pci" in features.devices,
+        vfio_hot=hot and "vfio-pci" in features.devices,
+        rate_limit="dynamic",
+        counters=True,
+        hugepages=True,
         rootless=True,
         seccomp=features.sandbox,
     )

@@ -58,6 +58,6 @@ def test_stand_in_numbers_and_rules_of_attached_disks() -> None:
         {**DISK, "major": 0, "minor": 1},
         {"path": "/dev/bound", "type": "b", "major": 0, "minor": 2, "fileMode": 0o660},
     ]
-    own = device_rules([rule("r")], nodes, [NULL, DISK])[-3:]
+    own = device_rules([rule("r")], nodes, host_devices=[NULL, DISK])[-3:]
     accesses = {(r["major"], r["minor"]): r["access"] for r in own}
     assert accesses == {(1, 3): "rwm", (0, 1): "r", (0, 2): "rwm"}
