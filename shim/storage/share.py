@@ -162,11 +162,12 @@ class Share:
             entry: the path, with ``:ro`` (as without) or ``:rw`` after it.
 
         Raises:
-            NotFound, InvalidArgument, Internal, DeadlineExceeded: it can't be shared.
+            NotFound: there is no such path.
+            InvalidArgument: another one has the same name.
+            Internal, DeadlineExceeded: it can't be shared.
         """
-        path, read_only = _sandbox_mount(entry)
         folder = os.path.join(self.root, SANDBOX_MOUNTS)
-        target = os.path.join(folder, os.path.basename(path))
+        path, target, read_only = _sandbox_mount(entry, folder)
 
         async def build(made: _Contents) -> None:
             self._mkdir(made, folder, "")
@@ -270,13 +271,16 @@ class _ForContainer:
         self._recorder.remove(entry)
 
 
-def _sandbox_mount(entry: str) -> tuple[str, bool]:
-    """Path of an entry of ``sandbox_bind_mounts``, and whether it is read-only."""
+def _sandbox_mount(entry: str, folder: str) -> tuple[str, str, bool]:
+    """Path of an entry of ``sandbox_bind_mounts``, its target, and whether it is read-only."""
     path, mode = (entry[:-3], entry[-2:]) if entry.endswith((":ro", ":rw")) else (entry, "ro")
     path = os.path.normpath(path)
     if not path.startswith("/") or not os.path.exists(path):
         raise NotFound(f"[runtime] sandbox_bind_mounts: there is no {path}")
-    return path, mode == "ro"
+    target = os.path.join(folder, os.path.basename(path))
+    if os.path.lexists(target):
+        raise InvalidArgument(f"[runtime] sandbox_bind_mounts: another path is named as {path}")
+    return path, target, mode == "ro"
 
 
 def _inside(root: str, target: str) -> str:

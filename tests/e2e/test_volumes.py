@@ -96,7 +96,7 @@ def test_config_map_updates_arrive_whole_and_with_events(
 
     def events() -> str:
         path = out / "events"
-        return path.read_text() if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""
 
     eventually(lambda: "ready" in events(), "the watch in the guest", timeout=20)
     many = {f"k{n}": "x" * n for n in range(500)}
@@ -360,11 +360,9 @@ def test_without_a_share_a_large_volume_is_refused(
     assert "too much to be copied" in output.error
 
 
-def test_sandbox_bind_mounts(ctr: Ctr, configured: Configured, tmp_path: Path) -> None:
-    (tmp_path / "offered").mkdir()
-    (tmp_path / "offered" / "file").write_text("for all")
-    config = configured(f'[runtime]\nsandbox_bind_mounts = ["{tmp_path}/offered"]')
-    assert ctr.run("true", options=config).code == 0
+def test_a_sandbox_bind_mount_that_is_not_there(
+    ctr: Ctr, configured: Configured, tmp_path: Path
+) -> None:
     config = configured(f'[runtime]\nsandbox_bind_mounts = ["{tmp_path}/missing:rw"]')
     output = ctr.run("true", options=config)
     assert output.code != 0
