@@ -112,7 +112,7 @@ def plan_vm(
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    fixed = config.runtime.static_sandbox_resource_mgmt
+    grows = machine in _GROWING and not config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
@@ -121,9 +121,9 @@ def plan_vm(
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=size.vcpus,
-        max_vcpus=rule.max_vcpus if machine in _GROWING and not fixed else 0,
+        max_vcpus=rule.max_vcpus if grows else 0,
         memory_bytes=size.memory_bytes,
-        max_memory_bytes=rule.max_memory if machine in _GROWING and not fixed else 0,
+        max_memory_bytes=rule.max_memory if grows else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
