@@ -22,6 +22,7 @@ from shim.oci.namespaces import Joined
 from shim.oci.resources import GuestLimits
 from shim.pod_resources import PodResources
 from shim.pod_vm import PodVm
+from shim.pod_volumes import PodVolumes, VolumeMeans
 from shim.requests import CreateContainer
 from shim.rollback import Rollback
 from shim.storage.share import Share
@@ -57,6 +58,7 @@ def make_place(
     sysctls: Mapping[str, str],
     cgroup: PodCgroup | None,
     publish: Publish,
+    means: VolumeMeans,
     log: Log,
 ) -> Place:
     """Return the place for containers in a VM that was just started.
@@ -68,10 +70,13 @@ def make_place(
         sysctls: the pod's.
         cgroup: the pod's cgroup on the host.
         publish: takes the pod's events.
+        means: what volumes are made with.
         log: the shim's log.
     """
     resources = PodResources(vm, cgroup, config, publish, log)
-    return Place(vm, ContainerFiles(config, vm, share), resources, config, sysctls, log)
+    volumes = PodVolumes(vm, share, config, means, log)
+    files = ContainerFiles(config, vm, share, volumes, means.ledger)
+    return Place(vm, files, resources, config, sysctls, log)
 
 
 async def create_in_guest(
@@ -95,7 +100,7 @@ async def create_in_guest(
     """
     vm, config = place.vm, place.config
     storages, rootfs = await place.files.add_rootfs(request, spec, cleanup)
-    sources = await place.files.add_volumes(request.container_id, spec, cleanup)
+    volumes = await place.files.add_volumes(spec, cleanup)
     hooks = Hooks(
         spec,
         container_id=request.container_id,
@@ -116,7 +121,8 @@ async def create_in_guest(
         spec,
         container_id=request.container_id,
         rootfs_path=rootfs,
-        mount_sources=sources,
+        mount_sources=volumes.sources,
+        devices=volumes.numbers,
         joined_namespaces=joined.paths if "pod-namespaces" in vm.agent.features else {},
         terminal=request.stdio.terminal,
         seccomp=not config.runtime.disable_guest_seccomp,
@@ -128,7 +134,8 @@ async def create_in_guest(
     await vm.agent.create_container(
         request.container_id,
         guest,
-        storages=storages,
+        storages=[*storages, *volumes.storages],
+        devices=volumes.devices,
         shared_pid_namespace=joined.shared_pid,
         timeout=config.runtime.create_container_timeout,
     )

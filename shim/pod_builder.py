@@ -211,6 +211,8 @@ class PodBuilder:
         share = Share(str(plan.share_dir), self._ledger)
         self._cleanup.push("the share", share.aclose, timeout=30.0)
         await share.prepare()
+        for entry in self._config.runtime.sandbox_bind_mounts:
+            await share.add_sandbox_mount(entry)
         return share
 
     def _make_runtime_dir(self) -> None:

@@ -43,6 +43,7 @@ from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
 from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
+from shim.pod_volumes import DirectVolumes, VolumeMeans
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
@@ -67,6 +68,7 @@ class Sandbox:
         publish: takes task events.
         log: the shim's log.
         stages: the pod's start.
+        direct: the direct-assigned volumes that the pod uses.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -82,6 +84,7 @@ class Sandbox:
         publish: Publish,
         log: Log,
         stages: Stages,
+        direct: DirectVolumes,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -89,6 +92,7 @@ class Sandbox:
         self._namespace = namespace
         self._given_config = self._config = config
         self._ledger = ledger
+        self._direct = direct
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -361,6 +365,7 @@ class Sandbox:
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
+            means = VolumeMeans(self._ledger, self._nursery.start, self._direct)
             self._place = make_place(
                 vm,
                 share,
@@ -368,6 +373,7 @@ class Sandbox:
                 settings.sysctls,
                 self._builder.cgroup,
                 self._publish,
+                means,
                 self._log,
             )
             self._nursery.start_soon(self._place.resources.run)
