@@ -65,8 +65,8 @@ class Launched:
         api: its API's socket.
         vsock: the hybrid vsock's socket; there once the guest is booted.
         capabilities: what this VM can do.
-        console: our end of the pipe that the guest's console goes to; None when the
-            process's own output is it.
+        console: our end of the pipe that the guest's console goes to, or None.
+        output_is_console: the guest's console is the process's own output.
         pipes: our ends of further pipes, and what takes their bytes.
         paths: sockets and pipes to remove when the VMM is gone.
     """
@@ -76,6 +76,7 @@ class Launched:
     vsock: Path | None
     capabilities: Capabilities
     console: int | None
+    output_is_console: bool
     pipes: Sequence[tuple[int, Callable[[bytes], object]]] = ()
     paths: list[Path] = field(default_factory=list)
 
@@ -182,7 +183,7 @@ class Machine:
         self._background.start_soon(run)
 
     def _take_output_line(self, line: str) -> None:
-        if self._launched.console is None and self.spec.console:
+        if self._launched.output_is_console:
             self._console.feed(f"{line}\n".encode())
         else:
             self._events.publish(VmmLog(line))

@@ -84,6 +84,7 @@ class FirecrackerHypervisor(Machine):
             vsock=started.vsock,
             capabilities=started.capabilities,
             console=started.console,
+            output_is_console=started.log is not None,
             pipes=pipes,
             paths=started.paths,
         )

@@ -44,8 +44,8 @@ class Started:
         capabilities: what this VM can do.
         api: its API's socket.
         vsock: its hybrid vsock's socket, and how it sees that itself.
-        console: our end of the console's pipe; None when stdout is the console.
-        log: our end of the log's pipe; None when stdout is the log.
+        console: our end of the console's pipe, or None.
+        log: our end of the log's pipe, when stdout is the console; or None.
         metrics: our end of the metrics' pipe.
         inside: pipes and sockets as Firecracker sees them, by their name here.
         paths: what to remove afterwards.
