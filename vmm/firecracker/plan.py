@@ -177,7 +177,7 @@ def check(spec: VmSpec, features: Features) -> None:
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
         if path is not None and not path.is_file():
             raise InvalidConfig(f"{what}: no file at {path}")
-    if not features.has("bzimage") and spec.kernel.open("rb").read(4) != _ELF:
+    if not features.has("bzimage") and not _is_elf(spec.kernel):
         raise InvalidConfig(
             f"{features.vmm} starts uncompressed kernels (vmlinux) only, {spec.kernel} is none; "
             f"compressed ones need {features.since('bzimage')}"
@@ -203,6 +203,11 @@ def check(spec: VmSpec, features: Features) -> None:
         raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     for device in (spec.image, *spec.devices):
         _check_kind(device, features)
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ELF)) == _ELF
 
 
 def _check_kind(device: Device | None, features: Features) -> None:
