@@ -161,6 +161,10 @@ class PodBuilder:
             if kind == "process":
                 started = process_table.start_time(int(value)) or 0
                 entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
+            elif kind == "tree":
+                entry = self._ledger.add("dir", path=str(value), tree=True)
+            elif kind == "mount":
+                entry = self._ledger.add("mount", target=str(value))
             else:
                 entry = self._ledger.add(kind, path=str(value))
 

@@ -48,6 +48,13 @@ SANS_IO = (
     "shim.ttrpc.messages",
     "shim.ttrpc.status",
     "shim.metrics",
+    "vmm.cloud_hypervisor.bodies",
+    "vmm.cloud_hypervisor.event_codec",
+    "vmm.cloud_hypervisor.plan",
+    "vmm.cmdline",
+    "vmm.firecracker.bodies",
+    "vmm.firecracker.metrics",
+    "vmm.firecracker.plan",
     "vmm.http1",
     "vmm.qemu.qmp_codec",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vmm.firecracker.jail import Jailer
     from vmm.firecracker.launch import Started
     from vmm.hypervisor import Recorder, Resized
     from vmm.spec import AttachedDevice, Device, RateLimit, VmSpec
@@ -44,7 +46,9 @@ class FirecrackerHypervisor(Machine):
         binary: Firecracker program or its name; empty takes ``firecracker``.
         pci: start it with PCI, which from 1.16 on (as a preview) can hot-plug disks,
             cards and pmem; without, disks are hot-plugged by placeholders.
-        record: told of each socket, file and process, for the caller's ledger.
+        jailer: run it as a user of its own in a directory of its own; None does not.
+        record: told of each socket, file and process, for the caller's ledger; with a
+            jailer also of a directory (``tree``) and mounts (``mount``).
     """
 
     program = "Firecracker"
@@ -55,9 +59,11 @@ class FirecrackerHypervisor(Machine):
         *,
         binary: str | Path = "",
         pci: bool = False,
+        jailer: Jailer | None = None,
         record: Recorder | None = None,
     ) -> None:
         super().__init__(spec, record)
+        self._jailer = jailer
         self._binary = binary
         self._pci = pci
         self._started: Started
@@ -73,7 +79,11 @@ class FirecrackerHypervisor(Machine):
 
     def _launch(self) -> Launched:
         started = self._started = launching.launch(
-            self.spec, binary=self._binary, pci=self._pci, record=self._record
+            self.spec,
+            binary=self._binary,
+            pci=self._pci,
+            jailer=self._jailer,
+            record=self._record,
         )
         pipes = [(started.metrics, self._take_metrics)]
         if started.log is not None:
@@ -96,7 +106,12 @@ class FirecrackerHypervisor(Machine):
 
     def _make_api(self, launched: Launched) -> HttpClient:
         self._hotplug = HotPlug(
-            self._call, self._started.plan, launched.capabilities, self._events.publish
+            self._call,
+            self._started.plan,
+            launched.capabilities,
+            self._started.jail,
+            self._started.inside.placeholder,
+            self._events.publish,
         )
         return HttpClient(launched.api, vmm=launched.capabilities.vmm, timeout=_API_TIMEOUT)
 
@@ -112,6 +127,10 @@ class FirecrackerHypervisor(Machine):
     ) -> ExitReason:
         return exit_reason(returncode, [*stderr, *self._log.snapshot()], console)
 
+    def _clean_up(self) -> None:
+        if self._started.jail is not None:
+            self._started.jail.remove()
+
     @property
     def devices(self) -> Mapping[str, AttachedDevice]:
         """Devices by id."""
@@ -122,15 +141,8 @@ class FirecrackerHypervisor(Machine):
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
-        inside = self._started.inside
-        requests = boot_requests(
-            self.spec,
-            self._started.plan,
-            vsock=inside[launching.VSOCK_SOCKET],
-            serial_out=inside[launching.CONSOLE_PIPE] if self.spec.console else "",
-            metrics=inside[launching.METRICS_PIPE],
-        )
-        for method, target, body in requests:
+        started = self._started
+        for method, target, body in boot_requests(self.spec, started.plan, started.inside):
             await self._call(method, target, body)
         await self._action("InstanceStart", timeout=_BOOT_TIMEOUT)
         self._set_state(VmState.RUNNING)
@@ -235,8 +247,11 @@ class FirecrackerHypervisor(Machine):
         """See :meth:`vmm.hypervisor.Hypervisor.snapshot`."""
         self._need(VmState.PAUSED)
         self.capabilities.require("snapshot")
-        vsock = self._started.inside[launching.VSOCK_SOCKET]
-        await snapshots.create(self._call, target, self._started.plan, vsock)
+        started = self._started
+        if started.jail is not None:
+            bring_in = partial(started.jail.bring_in, target, read_only=False)
+            await trio.to_thread.run_sync(bring_in)
+        await snapshots.create(self._call, target, started.plan, started.inside.vsock)
 
     async def restore(self, source: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.restore`.
@@ -246,14 +261,11 @@ class FirecrackerHypervisor(Machine):
         """
         self._need(VmState.SPAWNED)
         self.capabilities.require("snapshot")
-        inside = self._started.inside
-        await snapshots.load(
-            self._call,
-            source,
-            self._started.plan,
-            metrics=inside[launching.METRICS_PIPE],
-            vsock=inside[launching.VSOCK_SOCKET],
-        )
+        started = self._started
+        if started.jail is not None:
+            bring_in = partial(started.jail.bring_in, source, read_only=True)
+            await trio.to_thread.run_sync(bring_in)
+        await snapshots.load(self._call, source, started.plan, started.inside)
         self._set_state(VmState.PAUSED)
 
     # -- ending -----------------------------------------------------------------------

@@ -79,19 +79,16 @@ class Plan:
 
     Args:
         features: what this Firecracker has.
-        map_path: a host path as the VMM sees it.
-        placeholder: the empty file that free placeholders are on, as the VMM sees it.
         hot_memory_bytes: size of the virtio-mem device; 0 for none.
     """
 
     features: Features
-    map_path: Callable[[Path], str]
-    placeholder: str
     hot_memory_bytes: int
     placed: dict[str, Placed] = field(default_factory=dict)
     free_slots: list[int] = field(default_factory=list)
     pool: dict[str, tuple[bool, str]] = field(default_factory=dict)
     free_placeholders: list[str] = field(default_factory=list)
+    map_path: Callable[[Path], str] = str
     _serial: int = 0
 
     def new_name(self, device: Device) -> str:
@@ -224,9 +221,7 @@ def _check_kind(device: Device | None, features: Features) -> None:
         raise Unsupported(capability, f"{device.id}: {why}", features.vmm)
 
 
-def make_plan(
-    spec: VmSpec, features: Features, *, map_path: Callable[[Path], str], placeholder: str
-) -> Plan:
+def make_plan(spec: VmSpec, features: Features) -> Plan:
     """Place everything a VM has at boot, and its placeholders.
 
     Raises:
@@ -235,7 +230,7 @@ def make_plan(
     """
     check(spec, features)
     hot_memory = -(-(spec.memory_limit - spec.memory_bytes) // MEM_SLOT) * MEM_SLOT
-    plan = Plan(features, map_path, placeholder, hot_memory)
+    plan = Plan(features, hot_memory)
     devices = [*([spec.image] if spec.image is not None else []), *spec.devices]
     if not any(isinstance(device, VsockDevice) for device in devices):
         devices.append(VsockDevice())
@@ -301,32 +296,45 @@ def _add_pool(plan: Plan, count: int) -> None:
 Request = tuple[Literal["PUT", "PATCH"], str, "Body"]
 
 
-def boot_requests(
-    spec: VmSpec, plan: Plan, *, vsock: str, serial_out: str, metrics: str
-) -> list[Request]:
+@dataclass(frozen=True)
+class Inside:
+    """Sockets, pipes and files of ours as Firecracker sees them.
+
+    Args:
+        vsock: the hybrid vsock's socket.
+        serial_out: where the console goes; empty for nowhere.
+        metrics: where metrics go.
+        placeholder: the empty file that free placeholders are on.
+    """
+
+    vsock: str = ""
+    serial_out: str = ""
+    metrics: str = ""
+    placeholder: str = ""
+
+
+def boot_requests(spec: VmSpec, plan: Plan, inside: Inside) -> list[Request]:
     """Return the requests that configure a VM before it starts, in order.
 
     Args:
         spec: the VM.
         plan: its devices, placed.
-        vsock: the hybrid vsock's socket as the VMM sees it.
-        serial_out: where the console goes, as the VMM sees it; empty for nowhere.
-        metrics: where metrics go, as the VMM sees it.
+        inside: what it is to use of ours.
     """
     features = plan.features
     requests: list[Request] = [
-        ("PUT", "/metrics", {"metrics_path": metrics}),
+        ("PUT", "/metrics", {"metrics_path": inside.metrics}),
         ("PUT", "/machine-config", _machine_config(spec)),
         ("PUT", "/boot-source", _boot_source(spec, plan)),
     ]
-    if serial_out and features.has("serial_out"):
-        requests.append(("PUT", "/serial", {"serial_out_path": serial_out}))
-    requests += [_device_request(placed, plan, vsock) for placed in plan.placed.values()]
+    if inside.serial_out and features.has("serial_out"):
+        requests.append(("PUT", "/serial", {"serial_out_path": inside.serial_out}))
+    requests += [_device_request(placed, plan, inside.vsock) for placed in plan.placed.values()]
     for name, (read_only, _) in plan.pool.items():
         body = {
             "drive_id": name,
             "is_root_device": False,
-            "path_on_host": plan.placeholder,
+            "path_on_host": inside.placeholder,
             "is_read_only": read_only,
             "cache_type": "Writeback",
             "io_engine": "Sync",

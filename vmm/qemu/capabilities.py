@@ -19,6 +19,10 @@ _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
 _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
+_NOT_YET = (
+    *("pmem_cold", "pmem_hot", "vfio_cold", "vfio_hot", "rate_limit", "counters", "hugepages"),
+    *("snapshot", "restore_overrides", "lazy_restore", "live_migration", "jail"),
+)
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -60,7 +64,25 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         acpi_shutdown=True,
         rootless=True,
         seccomp=features.sandbox,
+        vmm=f"QEMU {features.version_text}",
+        why_not=_why_not(spec, pci=pci, hot_memory=hot_memory),
     )
+
+
+def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet")
+    if not pci:
+        hot = ("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware")
+        why_not |= dict.fromkeys(hot, "machine type q35")
+    elif not spec.hotplug_slots:
+        why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
+    if not hot_memory:
+        why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
+    if spec.vcpu_limit == spec.vcpus:
+        why_not |= dict.fromkeys(("vcpu_up", "vcpu_down"), "max_vcpus over vcpus")
+    else:
+        why_not["vcpu_down"] = "KVM, or QEMU 10 or later"
+    return why_not
 
 
 def _can_remove_cpus(features: QemuFeatures, accelerator: Accelerator) -> bool:

@@ -15,7 +15,7 @@ from vmm.firecracker.features import Features
 from vmm.firecracker.firecracker import exit_reason
 from vmm.firecracker.launch import capabilities, vm_id
 from vmm.firecracker.metrics import Counters
-from vmm.firecracker.plan import Plan, boot_requests, make_plan
+from vmm.firecracker.plan import Inside, Plan, boot_requests, make_plan
 from vmm.spec import (
     MIB,
     BalloonDevice,
@@ -70,12 +70,12 @@ def features(version: str = "1.16.1", *, pci: bool = False) -> Features:
 
 
 def plan_of(spec: VmSpec, version: str = "1.16.1", *, pci: bool = False) -> Plan:
-    return make_plan(spec, features(version, pci=pci), map_path=str, placeholder="/empty")
+    return make_plan(spec, features(version, pci=pci))
 
 
 def bodies_of(spec: VmSpec, version: str = "1.16.1", *, pci: bool = False) -> dict[str, Any]:
     plan = plan_of(spec, version, pci=pci)
-    requests = boot_requests(spec, plan, vsock="/v", serial_out="/c", metrics="/m")
+    requests = boot_requests(spec, plan, Inside("/v", "/c", "/m", "/p"))
     assert all(method == "PUT" for method, _, _ in requests)
     return {target: body for _, target, body in requests}
 
