@@ -135,10 +135,9 @@ class Network:
         for entry in wanted["IPAddresses"]:
             family, packed = _parse(entry["address"])
             addresses.append((family, packed, _prefix(entry["mask"], family)))
-        if wanted["devicePath"]:
-            await self._await_device(wanted["devicePath"])
+        name = await self._await_device(wanted["devicePath"], wanted["hwAddr"].lower())
         with Netlink() as netlink:
-            link = _find(_links(netlink), wanted["hwAddr"].lower())
+            link = _find(_links(netlink), name)
             attrs = b""
             if wanted["mtu"]:
                 attrs += attribute(_IFLA_MTU, pack("=I", wanted["mtu"]))
@@ -151,15 +150,26 @@ class Network:
             _replace_addresses(netlink, link, addresses)
             return _describe(netlink, link.index)
 
-    async def _await_device(self, path: str) -> None:
+    async def _await_device(self, path: str, mac: str) -> str:
+        """Wait for a network device and return its present name.
+
+        Args:
+            path: guest PCI path of a device just plugged in; "" takes any place.
+            mac: its hardware address.
+        """
+
         def look() -> str:
-            folder = block.pci_folder(path)
-            for name in os.listdir(folder) if folder else ():
-                if name == "net" or os.path.isdir(f"{folder}/{name}/net"):
-                    return name
+            names = _names_at(path) if path else None
+            with Netlink() as netlink:
+                for link in _links(netlink):
+                    if link.mac == mac and (names is None or link.name in names):
+                        return link.name
             return ""
 
-        await block.wait_for(self._loop, look, block.rescan_pci, f"network device {path}")
+        where = f" at {path}" if path else ""
+        text = f"Link not found: network device with address {mac}{where}"
+        # A driver may load behind the agent, and a plugged device takes its time.
+        return await block.wait_for(self._loop, look, block.rescan_pci, text)
 
     async def update_routes(self, request: Message) -> Mapping[str, Any]:
         """UpdateRoutes: each route is added or replaced, nothing is removed."""
@@ -215,11 +225,22 @@ class Network:
                 netlink.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + attrs)
 
 
-def _find(links: Sequence[Link], mac: str) -> Link:
+def _names_at(path: str) -> list[str]:
+    """Names of the network devices on the PCI device at a path."""
+    folder = block.pci_folder(path)
+    names = []
+    for child in os.listdir(folder) if folder else ():
+        net = f"{folder}/net" if child == "net" else f"{folder}/{child}/net"
+        if os.path.isdir(net):
+            names += os.listdir(net)
+    return names
+
+
+def _find(links: Sequence[Link], name: str) -> Link:
     for link in links:
-        if link.mac == mac:
+        if link.name == name:
             return link
-    raise TtrpcError(status.NOT_FOUND, f"Link not found: no device has the address {mac}")
+    raise TtrpcError(status.NOT_FOUND, f"Link not found: {name} is gone")
 
 
 def _free_name(netlink: Netlink, name: str) -> None:

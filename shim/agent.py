@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from protos.kata import agent_pb2, health_pb2
+from protos.kata import agent_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
@@ -99,6 +99,28 @@ class Agent:
             ),
             timeout=REQUEST_TIMEOUT_S,
         )
+
+    async def update_interface(self, interface: types_pb2.Interface) -> None:
+        """Make the guest's link with a hardware address what is described."""
+        await self._kata.UpdateInterface(
+            agent_pb2.UpdateInterfaceRequest(interface=interface), timeout=REQUEST_TIMEOUT_S
+        )
+
+    async def update_routes(self, routes: Sequence[types_pb2.Route]) -> None:
+        """Add or replace routes; those without a gateway first."""
+        request = agent_pb2.UpdateRoutesRequest(routes=agent_pb2.Routes(Routes=routes))
+        await self._kata.UpdateRoutes(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def add_neighbours(self, neighbours: Sequence[types_pb2.ARPNeighbor]) -> None:
+        """Add entries to the ARP and NDP tables; an agent that can't is let off."""
+        request = agent_pb2.AddARPNeighborsRequest(
+            neighbors=agent_pb2.ARPNeighbors(ARPNeighbors=neighbours)
+        )
+        try:
+            await self._kata.AddARPNeighbors(request, timeout=REQUEST_TIMEOUT_S)
+        except TtrpcError as err:
+            if err.code != status.UNIMPLEMENTED:
+                raise
 
     async def destroy_sandbox(self, timeout: float) -> None:
         """End every container and power the VM off."""

@@ -52,6 +52,10 @@ class Pod(Protocol):
         """Have a process's streams and exit looked after for as long as it lives."""
         ...
 
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        ...
+
 
 class Container:
     """A container that exists in the guest.
@@ -112,6 +116,8 @@ class Container:
         init = self.init
         async with init.starting:
             init.lifecycle.require("start", ProcessState.CREATED)
+            # Links attached between Create and Start are there when init looks.
+            await self._pod.settle_network()
             await self._pod.agent.start_container(self.id)
             init.lifecycle.move(ProcessState.RUNNING)
             self._publish(TaskStart(self.id, init.pid))

@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "dir": ("path",),  # with `tree` true its content goes too
     "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
     "netdev": ("name", "netns"),  # netns: path of its namespace, "" for the host's
+    "ingress": ("link", "netns"),  # the ingress qdisc of a link, with its filters
     "loop": ("device",),  # `backing` names the file it must still be attached to
 }
 

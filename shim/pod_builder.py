@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from shim import process_table
 from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.log import Log
-from shim.net.netns import open_netns
+from shim.net.netns import netns_path, open_netns
+from shim.net.pod_network import PodNetwork
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.rollback import Rollback
 from shim.stages import Stages
@@ -102,13 +103,16 @@ class PodBuilder:
         self._make_runtime_dir()
         netns = await trio.to_thread.run_sync(open_netns, spec)
         try:
+            network = self._make_network(netns, spec)
+            cards = await network.connect() if network is not None else ()
             plan = plan_vm(
                 self._config, name=f"katapy-{self._id}", runtime_dir=self._runtime_dir, netns=netns
             )
+            plan = replace(plan, spec=replace(plan.spec, devices=(*plan.spec.devices, *cards)))
             share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),
-                self._plan(spec, plan),
+                replace(self._plan(spec, plan), network=network),
                 self._on_oom,
                 self._log,
                 self._stages,
@@ -134,6 +138,18 @@ class PodBuilder:
             hostname=spec.get("hostname", ""),
             kernel_modules=self._config.agent.kernel_modules,
             dial_timeout=float(self._config.agent.dial_timeout),
+        )
+
+    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+        if netns is None:
+            return None
+        return PodNetwork(
+            netns,
+            netns_path(spec),
+            config=self._config,
+            ledger=self._ledger,
+            cleanup=self._cleanup,
+            log=self._log,
         )
 
     async def _make_share(self, plan: VmPlan) -> Share | None:

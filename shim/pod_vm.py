@@ -17,6 +17,7 @@ from protos.kata import agent_pb2
 from shim.agent import Agent, connect
 from shim.errors import Unavailable
 from shim.log import Log
+from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
 from vmm.hypervisor import Hypervisor
 from vmm.spec import VmSpec
@@ -52,6 +53,7 @@ class PodVmPlan:
         hostname: the pod's host name; empty leaves the guest's.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        network: the pod's network; None when it has none.
     """
 
     sandbox_id: str
@@ -61,6 +63,7 @@ class PodVmPlan:
     hostname: str
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    network: PodNetwork | None = None
 
 
 class PodVm:
@@ -114,6 +117,11 @@ class PodVm:
             raise Unavailable(f"the VM of pod {self._plan.sandbox_id} is gone: {reason}")
         return self._agent
 
+    @property
+    def network(self) -> PodNetwork | None:
+        """The pod's network; None when the pod has none of its own."""
+        return self._plan.network
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the VM until it ends or :meth:`stop` is called; ready when the agent answers.
 
@@ -127,6 +135,9 @@ class PodVm:
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
+                network = self._plan.network
+                if network is not None:
+                    network.release_descriptors()
                 await self._hypervisor.boot()
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
@@ -138,6 +149,9 @@ class PodVm:
                     kernel_modules=self._plan.kernel_modules,
                 )
                 self._stages.reached("sandbox")
+                if network is not None:
+                    await network.configure(self._hypervisor, agent)
+                    self._stages.reached("network")
                 self._agent = agent
                 task_status.started()
                 try:
@@ -153,6 +167,8 @@ class PodVm:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forward_ooms, agent)
             nursery.start_soon(self._check_health, agent)
+            if self._plan.network is not None:
+                nursery.start_soon(self._plan.network.watch)
             for helper in helpers:
                 nursery.start_soon(self._watch_helper, helper)
             nursery.start_soon(self._watch_exit)

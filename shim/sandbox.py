@@ -252,6 +252,11 @@ class Sandbox:
             namespace=self._namespace,
         )
 
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        if self._vm is not None and self._vm.network is not None:
+            await self._vm.network.settle()
+
     async def supervise(
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:

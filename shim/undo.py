@@ -161,6 +161,10 @@ def _remove_netdev(entry: Entry) -> None:
     netlink.delete_link(entry.text("name"), entry.text("netns"))
 
 
+def _remove_ingress(entry: Entry) -> None:
+    netlink.delete_ingress(entry.text("link"), entry.text("netns"))
+
+
 def _detach_loop(entry: Entry) -> None:
     import fcntl
 
@@ -193,5 +197,6 @@ _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "dir": _remove_dir,
     "cgroup": _remove_cgroup,
     "netdev": _remove_netdev,
+    "ingress": _remove_ingress,
     "loop": _detach_loop,
 }

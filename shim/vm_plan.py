@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
@@ -24,6 +26,7 @@ from vmm.spec import (
     PanicDevice,
     RngDevice,
     VmSpec,
+    VsockDevice,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
+Channel = Literal["serial", "vsock"]
+
+_HYBRID_CID = 3
+_GROWING_VCPUS = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,40 +72,114 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
-    shared_fs = _shared_fs(config, tuned=tuned)
+    shared_fs = choose_shared_fs(config, has_9p=tuned)
     share_dir = runtime_dir / "shared"
     socket = runtime_dir / "virtiofsd.sock"
-    devices: list[Device] = [RngDevice(), PanicDevice()]
+    channel = choose_channel(config)
+    devices: list[Device] = [RngDevice()]
+    if not isinstance(vm, Firecracker):  # which has no such device
+        devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
-    if shared_fs == "virtio-fs":
+    if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
         devices.append(FsDevice("share", SHARE_TAG, socket, vm.virtio_fs_queue_size))
     elif shared_fs == "virtio-9p":
         devices.append(NinePDevice("share", SHARE_TAG, share_dir))
+    if not isinstance(vm, Qemu):
+        # The VMM's own end of the guest's sockets: the number means nothing outside it.
+        devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
     cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={config.katapy.channel}"]
+    arguments = [kernel_args, f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    hot = vm.machine_type == "q35"
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
         name=name,
-        machine=vm.machine_type,
+        arch=config.katapy.guest_arch,
+        machine=machine,
         vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if hot else 0,
+        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING_VCPUS else 0,
         memory_bytes=vm.default_memory * MIB,
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),
         devices=tuple(devices),
-        channel=cast(Literal["serial", "vsock"], config.katapy.channel),
+        channel=channel,
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
-        sandbox_seccomp=bool(vm.seccompsandbox),
+        sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
     )
-    return VmPlan(spec, shared_fs, share_dir, socket, vm.msize_9p)
+    msize = vm.msize_9p if isinstance(vm, Qemu) else 0
+    return VmPlan(spec, shared_fs, share_dir, socket, msize)
+
+
+def choose_machine(config: Config) -> str:
+    """The machine the VM will be.
+
+    Raises:
+        ConfigError: the hypervisor has none of the guest's architecture.
+    """
+    vm = config.hypervisor
+    arch = architecture(config.katapy.guest_arch)
+    if not isinstance(vm, Qemu):
+        if arch.name != host_architecture():
+            raise ConfigError(
+                f"[katapy] guest_arch = '{arch.name}': [{vm.section}] runs guests of the host's "
+                f"architecture, {host_architecture()}; use [hypervisor.qemu]"
+            )
+        return vm.name
+    if vm.machine_type == "auto":
+        return arch.machines[0]
+    if vm.machine_type not in arch.machines:
+        raise ConfigError(
+            f"[hypervisor.qemu] machine_type = '{vm.machine_type}': a {arch.name} guest has "
+            f"{' or '.join(arch.machines)}"
+        )
+    return vm.machine_type
+
+
+def choose_channel(config: Config) -> Channel:
+    """How the shim will talk to the agent.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    chosen = config.katapy.channel
+    if isinstance(config.hypervisor, Qemu):
+        return "serial" if chosen == "auto" else cast(Channel, chosen)
+    if chosen == "serial":
+        raise ConfigError(
+            f"[katapy] channel = 'serial': [{config.hypervisor.section}] has only vsock"
+        )
+    return "vsock"
+
+
+def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
+    """How host directories will get into the guest.
+
+    Args:
+        config: the effective configuration.
+        has_9p: whether the guest's kernel is known to have 9p.
+
+    Raises:
+        ConfigError: the guest's kernel has no 9p.
+    """
+    vm = config.hypervisor
+    chosen = vm.shared_fs
+    if chosen == "auto":
+        if not isinstance(vm, SharingHypervisor):
+            return "none"
+        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
+        return "virtio-9p" if has_9p and isinstance(vm, Qemu) else "virtio-fs"
+    if chosen == "virtio-9p" and not has_9p and vm.kernel is None:
+        raise ConfigError(
+            f"[{vm.section}] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
+            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
+        )
+    return cast(SharedFs, chosen)
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
@@ -110,7 +191,7 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
     chosen = config.katapy.guest_kernel
     kind = None if chosen == "auto" else cast(Literal["debian", "tuned"], chosen)
     try:
-        image = find_image(config.katapy.cache_dir, kind)
+        image = find_image(config.katapy.cache_dir, kind, config.katapy.guest_arch)
     except ImageError as err:
         raise ConfigError(str(err)) from err
     return (
@@ -120,16 +201,3 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
         image.kernel_args,
         image.kind == "tuned",
     )
-
-
-def _shared_fs(config: Config, *, tuned: bool) -> SharedFs:
-    chosen = config.hypervisor.shared_fs
-    if chosen == "auto":
-        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
-        return "virtio-9p" if tuned else "virtio-fs"
-    if chosen == "virtio-9p" and not tuned and config.hypervisor.kernel is None:
-        raise ConfigError(
-            "[hypervisor.qemu] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
-            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
-        )
-    return cast(SharedFs, chosen)

@@ -252,7 +252,11 @@ class Hypervisor(Protocol):
         ...
 
     async def snapshot(self, target: Path) -> None:
-        """PAUSED: save the VM's state into the directory ``target``."""
+        """PAUSED: save the VM's state into the directory ``target``.
+
+        Raises:
+            Conflict: a device is attached that can't be saved.
+        """
         ...
 
     async def restore(self, source: Path) -> None:

@@ -296,6 +296,7 @@ class VmSpec:
         runtime_dir: existing directory for the VM's sockets; its path must be short
             (a unix socket path has 107 bytes).
         name: shown in the host's process list.
+        arch: the guest's architecture as ``uname -m`` says it; empty is the host's.
         machine: the backend's machine type.
         vcpus: virtual CPUs at boot.
         max_vcpus: how far CPU hot-plug may go; 0 is ``vcpus``.
@@ -304,6 +305,10 @@ class VmSpec:
         memory_hotplug: by virtio-mem (shrinks too) or by DIMMs.
         shared_memory: back the memory by a memfd other processes can map; None does it
             when a device needs it.
+        memory_file: keep the memory in this file, which is made when it isn't there. A
+            snapshot leaves it there, so that the saved VM can't go on, and VMs loaded from
+            it write to private copies of its pages, which no other process can see.
+        restored: the VM is loaded by ``restore`` in place of ``boot``.
         initrd: initial ramdisk.
         cmdline: kernel arguments. The backend adds what the accelerator, the console,
             the root device and the channel need, unless they are in it.
@@ -325,6 +330,7 @@ class VmSpec:
     kernel: Path
     runtime_dir: Path
     name: str = "katapy"
+    arch: str = ""
     machine: str = "q35"
     vcpus: int = 1
     max_vcpus: int = 0
@@ -332,6 +338,8 @@ class VmSpec:
     max_memory_bytes: int = 0
     memory_hotplug: Literal["virtio-mem", "dimm"] = "virtio-mem"
     shared_memory: bool | None = None
+    memory_file: Path | None = None
+    restored: bool = False
     initrd: Path | None = None
     cmdline: str = ""
     image: BlockDevice | None = None

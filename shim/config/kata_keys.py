@@ -76,6 +76,8 @@ _HYPERVISOR: dict[str, Inert] = {
         ),
         _OFF,
     ),
+    # Disks are virtio-blk on what the machine has: PCI, or MMIO.
+    "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
     "block_device_aio": ("", "io_uring", "threads"),
     "cold_plug_vfio": ("", "no-port"),
     "cpu_features": ("", "pmu=off"),
@@ -109,6 +111,19 @@ _HYPERVISOR: dict[str, Inert] = {
     "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
     "vm_rootfs_driver": ("", "virtio-blk-pci"),
 }
+
+# Kata's sections have one set of keys, whoever the hypervisor is.
+_QEMU_ONLY: dict[str, Inert] = {
+    "machine_type": None,
+    "msize_9p": None,
+    "pcie_root_port": (0,),
+    "seccomp_sandbox": _OFF,
+    "seccompsandbox": _OFF,
+}
+_SHARING_ONLY: dict[str, Inert] = dict.fromkeys(
+    ("virtio_fs_cache", "virtio_fs_daemon", "virtio_fs_extra_args", "virtio_fs_queue_size"), None
+)
+_JAILER: dict[str, Inert] = {"jailer_path": _OFF, "valid_jailer_paths": None}
 
 _AGENT: dict[str, Inert] = {
     **dict.fromkeys(
@@ -168,7 +183,6 @@ _RUNTIME: dict[str, Inert] = {
     "dan_conf": ("", "/run/kata-containers/dans"),
     "disable_guest_empty_dir": (True,),
     "emptydir_mode": ("", "shared-fs"),
-    "hypervisor_name": ("", "qemu"),
     "internetworking_model": ("", "tcfilter"),
     "kubelet_root_dir": ("", "/var/lib/kubelet"),
     "log_level": ("", "info"),
@@ -178,17 +192,33 @@ _RUNTIME: dict[str, Inert] = {
 }
 
 NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
-    {"hypervisor.qemu": _HYPERVISOR, "agent.kata": _AGENT, "runtime": _RUNTIME, "katapy": {}}
+    {
+        "hypervisor.qemu": {**_HYPERVISOR, **_JAILER, "disable_seccomp": _OFF},
+        "hypervisor.firecracker": {
+            **_HYPERVISOR,
+            **_QEMU_ONLY,
+            **_SHARING_ONLY,
+            "valid_jailer_paths": None,
+        },
+        "hypervisor.clh": {
+            **_HYPERVISOR,
+            **_QEMU_ONLY,
+            **_JAILER,
+            "disable_nested_virtualization": _OFF,
+            "hypervisor_loglevel": (0, 1),
+            "valid_ctlpaths": None,
+        },
+        "agent.kata": _AGENT,
+        "runtime": _RUNTIME,
+        "katapy": {},
+    }
 )
 """Section → key → the values that ask for nothing."""
 
 SECTIONS_NOT_YET = frozenset(
     {
         "factory",
-        "hypervisor.clh",
-        "hypervisor.cloud-hypervisor",
         "hypervisor.dragonball",
-        "hypervisor.firecracker",
         "hypervisor.openvmm",
         "hypervisor.remote",
         "hypervisor.stratovirt",
@@ -199,6 +229,12 @@ SECTIONS_NOT_YET = frozenset(
     }
 )
 """Whole sections of Kata's that have no effect here yet."""
+
+SECTION_ALIASES: Mapping[str, str] = MappingProxyType(
+    # runtime-rs's name
+    {"hypervisor.cloud-hypervisor": "hypervisor.clh"}
+)
+"""Another name of a section → its name in the model."""
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {

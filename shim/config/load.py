@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shim.config.kata_keys import ALIASES, NOT_YET, SECTIONS_NOT_YET
+from shim.config.hypervisors import NAMES, AnyHypervisor
+from shim.config.kata_keys import ALIASES, NOT_YET, SECTION_ALIASES, SECTIONS_NOT_YET
 from shim.config.model import SECTIONS, Config
 from shim.config.rules import Refused, rule_of
 from shim.errors import ConfigError
@@ -80,6 +81,7 @@ class _Merged:
     origins: dict[str, str] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    hypervisors: dict[str, str] = field(default_factory=dict)
 
     def add(self, source: str, document: dict[str, Any]) -> None:
         """Check one document against the model and lay it over what is there."""
@@ -88,6 +90,8 @@ class _Merged:
             if section in SECTIONS_NOT_YET:
                 self.warnings.append(f"{source}: [{section}] has no effect")
                 continue
+            if section.startswith("hypervisor."):
+                self.hypervisors[section] = source
             rules = {f.name: rule_of(f.metadata) for f in fields(SECTIONS[section])}
             for written, value in table.items():
                 name = ALIASES.get(f"{section}.{written}", written)
@@ -103,7 +107,7 @@ class _Merged:
     def config(self) -> Config:
         """Build the model, or raise ConfigError when values contradict each other."""
         config = Config(
-            hypervisor=SECTIONS["hypervisor.qemu"](**self.values["hypervisor.qemu"]),
+            hypervisor=self._hypervisor(),
             agent=SECTIONS["agent.kata"](**self.values["agent.kata"]),
             runtime=SECTIONS["runtime"](**self.values["runtime"]),
             katapy=SECTIONS["katapy"](**self.values["katapy"]),
@@ -113,6 +117,31 @@ class _Merged:
         )
         _check(config)
         return config
+
+    def _hypervisor(self) -> AnyHypervisor:
+        """Return the section of the hypervisor that pods get.
+
+        ``hypervisor_name`` decides (as in runtime-rs), else the section that is there (as
+        in Kata's Go runtime), else it is QEMU.
+        """
+        named = self.values["runtime"].get("hypervisor_name", "")
+        if named:
+            chosen = f"hypervisor.{NAMES[named]}"
+        elif len(self.hypervisors) > 1:
+            given = ", ".join(f"[{section}]" for section in sorted(self.hypervisors))
+            source = list(self.hypervisors.values())[-1]
+            raise ConfigError(
+                f"{source}: there are {given}: [runtime] hypervisor_name must say which counts"
+            )
+        else:
+            chosen = next(iter(self.hypervisors), "hypervisor.qemu")
+        for section, source in self.hypervisors.items():
+            if section != chosen:
+                self.warnings.append(
+                    f"{source}: [{section}] has no effect: hypervisor_name is {named!r}"
+                )
+        model: AnyHypervisor = SECTIONS[chosen](**self.values[chosen])
+        return model
 
     def _foreign(
         self, source: str, section: str, name: str, value: object, known: list[str]
@@ -130,6 +159,7 @@ def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict
         nested = table.items() if name in _NESTED and isinstance(table, dict) else [("", table)]
         for second, inner in nested:
             section = f"{name}.{second}" if second else name
+            section = SECTION_ALIASES.get(section, section)
             if section not in SECTIONS and section not in SECTIONS_NOT_YET:
                 meant = _meant(section, sorted(SECTIONS))
                 raise ConfigError(f"{source}: {section} is not a section{meant}")
@@ -146,9 +176,9 @@ def _check(config: Config) -> None:
     ):
         least, most = getattr(vm, low), getattr(vm, high)
         if most and least > most:
-            source = config.origins[f"hypervisor.qemu.{high}"]
+            source = config.origins[f"{vm.section}.{high}"]
             accepts = f"0 for the host's, or at least {low}, which is {least:g} {unit}"
-            raise _wrong(source, "hypervisor.qemu", high, most, accepts)
+            raise _wrong(source, vm.section, high, most, accepts)
 
 
 def _wrong(source: str, section: str, name: str, value: object, accepts: str) -> ConfigError:

@@ -52,6 +52,17 @@ def flag() -> Rule[bool]:
     return Rule("true or false", convert)
 
 
+def only(value: bool, why: str) -> Rule[bool]:
+    """Accept one of the two flags; ``why`` the other can't be."""
+
+    def convert(given: object) -> bool:
+        if given is value:
+            return value
+        raise Refused
+
+    return Rule(f"{str(value).lower()} ({why})", convert)
+
+
 def integer(minimum: int, maximum: int, unit: str = "") -> Rule[int]:
     """Accept a whole number in a closed range; ``unit`` is only for the text."""
 

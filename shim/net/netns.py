@@ -32,8 +32,7 @@ def open_netns(spec: dict[str, Any]) -> int | None:
         InvalidArgument: the path is not a network namespace.
         Internal: the kernel refused a new one.
     """
-    namespaces = (spec.get("linux") or {}).get("namespaces") or []
-    wanted = next((entry for entry in namespaces if entry.get("type") == "network"), None)
+    wanted = _entry(spec)
     if wanted is None:
         return None
     path = wanted.get("path")
@@ -43,6 +42,17 @@ def open_netns(spec: dict[str, Any]) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
         raise InvalidArgument(f"network namespace {path}: {err.strerror}") from err
+
+
+def netns_path(spec: dict[str, Any]) -> str:
+    """Return the path of the namespace that a spec names, "" when it names none."""
+    wanted = _entry(spec)
+    return str(wanted.get("path") or "") if wanted else ""
+
+
+def _entry(spec: dict[str, Any]) -> dict[str, Any] | None:
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return next((entry for entry in namespaces if entry.get("type") == "network"), None)
 
 
 def _new_netns() -> int:

@@ -92,9 +92,12 @@ def _mounts(scope: Scope) -> Iterable[str]:
 
 
 def _sockets(scope: Scope) -> Iterable[str]:
+    # The kernel's list has other mount namespaces' sockets too, under the same paths; one
+    # of ours without a file still has a process, which is told of as such.
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         path = " ".join(line.split()[7:])
-        if path.startswith(_SOCKET_PREFIXES) or scope.token in path:
+        shared = path.startswith(_SOCKET_PREFIXES) and os.path.lexists(path)
+        if shared or scope.token in path:
             yield path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.plan import AGENT_PORT_ID
 from vmm.spec import MIB, SerialDevice
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
 
-MACHINES = ("q35", "microvm")
 MEMORY_BLOCK = 128 * MIB  # what the guest kernel adds at a time on x86
 DIMM_SLOTS = 16
 VIRTIO_MEM_ID = "vmem0"
@@ -83,6 +83,7 @@ def build(
         *_cpus(spec, accelerator),
         *_memory(spec),
         *_sandbox(spec, features),
+        *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
         *_console(listeners),
@@ -100,8 +101,11 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
     Raises:
         InvalidConfig: it names what is missing or wrong.
     """
-    if spec.machine not in MACHINES:
-        raise InvalidConfig(f"machine {spec.machine}: known are {', '.join(MACHINES)}")
+    arch = architecture(spec.arch)
+    if spec.machine not in arch.machines:
+        raise InvalidConfig(
+            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
+        )
     if spec.machine not in features.machines:
         raise InvalidConfig(f"QEMU {features.version_text} has no machine type {spec.machine}")
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
@@ -109,13 +113,15 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
             raise InvalidConfig(f"{what}: no file at {path}")
     if spec.vcpus < 1 or spec.memory_bytes < MIB or spec.memory_bytes % MIB:
         raise InvalidConfig("a VM needs at least one CPU and whole MiB of memory")
+    if spec.memory_file is not None and spec.restored and spec.needs_shared_memory:
+        raise InvalidConfig("a VM loaded from a memory file can't have vhost-user devices")
     if spec.sandbox_seccomp and not features.sandbox:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
     if spec.hugepages:
         raise InvalidConfig("hugepages: QEMU's memory is not backed by them yet")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
-    if spec.machine == "microvm" and grows:
-        raise InvalidConfig("microvm can't grow: max_vcpus and max_memory_bytes must be 0")
+    if spec.machine != "q35" and grows:
+        raise InvalidConfig(f"{spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0")
 
 
 def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
@@ -124,6 +130,8 @@ def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
         options = "microvm,memory-backend=mem,x-option-roms=off,rtc=on,isa-serial=on"
         machine = ["-M", options, "-bios", "qboot.rom"]
         machine += ["-global", "virtio-mmio.force-legacy=false"]
+    elif spec.machine == "virt":
+        machine = ["-M", "virt,memory-backend=mem,gic-version=max"]
     else:
         machine = ["-M", "q35,memory-backend=mem,vmport=off,smbus=off,sata=off,usb=off"]
     accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
@@ -131,7 +139,8 @@ def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
 
 
 def _cpus(spec: VmSpec, accelerator: Accelerator) -> list[str]:
-    model = spec.cpu_model or ("host" if accelerator.name == "kvm" else "max")
+    emulated = architecture(spec.arch).emulated_cpu
+    model = spec.cpu_model or ("host" if accelerator.name == "kvm" else emulated)
     limit = spec.vcpu_limit
     topology = f"cpus={spec.vcpus},maxcpus={limit},sockets=1,cores={limit},threads=1"
     return ["-cpu", model, "-smp", topology]
@@ -144,7 +153,13 @@ def _memory(spec: VmSpec) -> list[str]:
         spare = DIMM_SLOTS << 30 if spec.memory_hotplug == "dimm" else 0
         maxmem = (spec.memory_bytes + hot + spare) // MIB
         size += f",slots={DIMM_SLOTS},maxmem={maxmem}M"
-    return ["-m", size, "-object", _memory_object("mem", spec.memory_bytes, spec)]
+    memory = _memory_object("mem", spec.memory_bytes, spec)
+    if spec.memory_file is not None:
+        share = "off" if spec.restored else "on"
+        path = str(spec.memory_file).replace(",", ",,")
+        memory = f"memory-backend-file,id=mem,size={spec.memory_bytes // MIB}M"
+        memory += f",share={share},mem-path={path}"
+    return ["-m", size, "-object", memory]
 
 
 def memory_backend_type(spec: VmSpec) -> str:
@@ -215,7 +230,7 @@ def kernel_cmdline(spec: VmSpec, accelerator: Accelerator, tsc_khz: int) -> str:
         "katapy.channel": spec.channel,
     }
     if spec.console:
-        wanted["console"] = "ttyS0"
+        wanted["console"] = architecture(spec.arch).console
     if spec.image is not None:
         wanted["root"] = "/dev/vda"
     if accelerator.name == "tcg":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
 from vmm.qemu import accel, command, probe, tsc
 from vmm.qemu.plan import make_plan
 from vmm.sockets import listen
@@ -68,10 +69,12 @@ def launch(
         InvalidConfig: the spec is wrong, or QEMU can't run it.
         Conflict, LimitExceeded: its devices don't fit.
     """
-    program = probe.find_binary(binary)
+    arch = architecture(spec.arch)
+    program = probe.find_binary(arch, binary)
     features = probe.probe(program, cache_dir)
-    accelerator = accel.choose(spec.accel)
-    tsc_khz = tsc.host_tsc_khz(cache_dir) if accelerator.name == "tcg" else 0
+    accelerator = accel.choose(spec.accel, arch)
+    emulated_x86 = accelerator.name == "tcg" and arch.name == "x86_64"
+    tsc_khz = tsc.host_tsc_khz(cache_dir) if emulated_x86 else 0
     plan = make_plan(spec)
     serial_ids = command.serial_ids(plan)
     roles = [QMP, *([CONSOLE] if spec.console else []), *serial_ids]

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vmm.arch import MACHINES, Architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.qmp_codec import (
     Failure,
@@ -25,9 +26,8 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 _MINIMUM = (7, 2, 0)
-_MACHINES = ("q35", "microvm")
 _DEVICES = (
     "pvpanic-pci",
     "vhost-user-fs-pci",
@@ -85,16 +85,17 @@ class QemuFeatures:
         return ".".join(map(str, self.version))
 
 
-def find_binary(configured: str | Path = "") -> Path:
+def find_binary(arch: Architecture, configured: str | Path = "") -> Path:
     """Return the QEMU program to use.
 
     Args:
-        configured: a path or a name to look up; empty takes the system's own.
+        arch: the guest's architecture.
+        configured: a path or a name to look up; empty takes the distribution's.
 
     Raises:
         InvalidConfig: there is none.
     """
-    name = str(configured) or f"qemu-system-{os.uname().machine}"
+    name = str(configured) or f"qemu-system-{arch.name}"
     found = shutil.which(name)
     if found is None:
         raise InvalidConfig(f"no QEMU program {name}; install qemu-system or configure its path")
@@ -160,7 +161,7 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
     return QemuFeatures(
         version=greeting.version,
         package=greeting.package,
-        machines=tuple(name for name in _MACHINES if name in machines),
+        machines=tuple(name for name in MACHINES if name in machines),
         devices=tuple(name for name in _DEVICES if name in replies),
         sandbox="sandbox" in options,
         run_with="run-with" in options,

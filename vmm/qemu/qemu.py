@@ -15,6 +15,7 @@ from vmm.background import Background
 from vmm.broadcast import Broadcast, Subscription
 from vmm.errors import (
     ChannelClosed,
+    Conflict,
     ControlTimeout,
     GuestTimeout,
     InvalidConfig,
@@ -38,13 +39,14 @@ from vmm.events import (
     telling_lines,
 )
 from vmm.process import LineTail, Process
-from vmm.qemu.capabilities import capabilities
+from vmm.qemu.capabilities import NOT_SAVED, UNSAVED, capabilities
 from vmm.qemu.exit import exit_reason
 from vmm.qemu.hotplug import HotPlug, Removals
 from vmm.qemu.launch import CONSOLE, DEFAULT_CACHE, QMP, launch
 from vmm.qemu.plan import AGENT_PORT_ID
 from vmm.qemu.qmp import QmpClient, QmpEvent, QmpProtocolError
 from vmm.qemu.resize import Resizer
+from vmm.qemu.snapshot import Snapshots
 from vmm.spec import VsockDevice
 
 if TYPE_CHECKING:
@@ -104,10 +106,12 @@ class QemuHypervisor:
         self._capabilities: Capabilities
         self._hotplug: HotPlug
         self._resizer: Resizer
+        self._snapshots: Snapshots
         self._console_done = trio.Event()
         self._events_done = trio.Event()
         self._panicked = False
         self._shutdown_cause = ""
+        self._memory_is_saved = False
 
     # -- lifetime -------------------------------------------------------------------
 
@@ -181,6 +185,7 @@ class QemuHypervisor:
             self._capabilities,
             emulated=launched.accelerator.name == "tcg",
         )
+        self._snapshots = Snapshots(self._qmp, self.spec, launched.features)
         self._set_state(VmState.SPAWNED)
 
     async def _tear_down(self, launched: Launched) -> None:
@@ -335,6 +340,8 @@ class QemuHypervisor:
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
+        if self.spec.restored:
+            raise InvalidState("the VM was made to be restored, not to boot")
         await self._execute("cont")
         self._set_state(VmState.RUNNING)
 
@@ -347,6 +354,8 @@ class QemuHypervisor:
     async def resume(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resume`."""
         self._need(VmState.PAUSED)
+        if self._memory_is_saved:
+            raise InvalidState("the memory file belongs to the snapshot now")
         await self._execute("cont")
         self._set_state(VmState.RUNNING)
 
@@ -428,14 +437,21 @@ class QemuHypervisor:
     async def snapshot(self, target: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.snapshot`."""
         self._need(VmState.PAUSED)
-        self._capabilities.require("snapshot")
-        raise AssertionError(f"claimed but not made: snapshot to {target}")
+        self._capabilities.require("snapshot", NOT_SAVED)
+        for handle in self.devices.values():
+            if isinstance(handle.device, UNSAVED):
+                raise Conflict(f"{handle.id}: a shared directory can't be saved; detach it first")
+        await self._or_gone(self._snapshots.save, target)
+        self._memory_is_saved = self.spec.memory_file is not None
 
     async def restore(self, source: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.restore`."""
         self._need(VmState.SPAWNED)
-        self._capabilities.require("snapshot")
-        raise AssertionError(f"claimed but not made: restore from {source}")
+        self._capabilities.require("snapshot", NOT_SAVED)
+        if not self.spec.restored:
+            raise InvalidState("the VM was made to boot, not to be restored")
+        await self._or_gone(self._snapshots.load, source)
+        self._set_state(VmState.PAUSED)
 
     async def vcpu_threads(self) -> dict[int, int]:
         """See :meth:`vmm.hypervisor.Hypervisor.vcpu_threads`."""

@@ -50,6 +50,9 @@ def calls(vm: QemuHypervisor, disk: Path, target: Path, socket: Path) -> dict[st
         await vm.resume()
 
     async def snapshot() -> None:
+        target.mkdir(exist_ok=True)
+        if share := vm.devices.get("fs"):
+            await vm.detach(share, 10)
         await vm.pause()
         try:
             await vm.snapshot(target)

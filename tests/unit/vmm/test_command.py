@@ -62,6 +62,7 @@ class Line:
         *,
         accelerator: Accelerator = TCG,
         version: str = "7.2",
+        qemu: QemuFeatures | None = None,
         tsc_khz: int = 2_400_000,
     ) -> None:
         self.plan = make_plan(spec)
@@ -70,7 +71,7 @@ class Line:
             spec,
             self.plan,
             binary=Path("/usr/bin/qemu"),
-            features=features(version),
+            features=qemu or features(version),
             accelerator=accelerator,
             listeners=command.Listeners(10, 11 if spec.console else None, ports),
             tsc_khz=tsc_khz,
@@ -145,6 +146,15 @@ def test_microvm(spec: VmSpec, disk: BlockDevice) -> None:
     assert "virtio-serial-device,id=vserial" in line.values("-device")
     assert not any("pcie-root-port" in value for value in line.values("-device"))
     assert line.plan.placed["disk"].handle.address == MmioIndex(0)
+
+
+def test_arm(spec: VmSpec, disk: BlockDevice) -> None:
+    arm = replace(spec, arch="aarch64", machine="virt", image=disk, console=True)
+    line = Line(arm, qemu=replace(features(), machines=("virt",)), tsc_khz=0)
+    assert line.value("-M").startswith("virt,memory-backend=mem")
+    assert line.value("-cpu") == "max,pauth-impdef=on"
+    assert "console=ttyAMA0" in line.value("-append").split()
+    assert line.device("virtio-blk-pci")["bus"] == "pcie.0"
 
 
 def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -> None:
@@ -294,7 +304,7 @@ def test_room_to_grow(spec: VmSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"machine": "pc"}, "known are q35, microvm"),
+        ({"machine": "pc"}, "known for x86_64 are q35, microvm"),
         ({"vcpus": 0}, "at least one CPU"),
         ({"memory_bytes": 1000}, "whole MiB"),
         ({"kernel": Path("/nonexistent")}, "kernel: no file at /nonexistent"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.arch import architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.probe import find_binary, parse, probe
 
@@ -78,7 +79,7 @@ def test_programs_that_fail(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="exit code 3: broken library"):
         probe(program)
     with pytest.raises(InvalidConfig, match="no QEMU program nonesuch"):
-        find_binary("nonesuch")
+        find_binary(architecture(), "nonesuch")
     program.write_text("no program")
     with pytest.raises(InvalidConfig, match="can't run"):
         probe(program)

@@ -1,0 +1,292 @@
+"""A pod's network: its links connected to the VM, and the guest told about them.
+
+What is there before the VM starts becomes a card it boots with. Links that come later
+(``ctr run --cni``, Docker and nerdctl attach between Create and Start) are plugged in, and
+changes of addresses, MTU and routes are passed on: a monitor says that something has
+changed, a new look says what.
+
+The namespace is looked at and changed in threads that enter it and end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from shim.agent import Agent
+from shim.config.model import Config
+from shim.ledger import Entry, Ledger
+from shim.log import Log
+from shim.net import endpoint as endpoints
+from shim.net import guest
+from shim.net.changes import plan_changes
+from shim.net.endpoint import Endpoint
+from shim.net.links import Link, Scan
+from shim.net.monitor import NetworkMonitor
+from shim.net.scan import scan
+from shim.netlink import RouteSocket, delete_ingress, in_netns
+from shim.rollback import Rollback
+from vmm.hypervisor import Hypervisor
+from vmm.spec import AttachedDevice, NetDevice
+
+T = TypeVar("T")
+
+STEP_TIMEOUT_S = 10.0
+DETACH_TIMEOUT_S = 10.0
+# Whoever sets a link up does so in several steps; each one heard of delays the look at it.
+QUIET_S = 0.02
+QUIET_LIMIT_S = 0.2
+
+
+@dataclass(slots=True)
+class _Card:
+    """A connected link: as the guest was last told, and what undoes it."""
+
+    link: Link
+    endpoint: Endpoint
+    entries: tuple[Entry, ...]
+    handle: AttachedDevice | None = None
+
+
+class PodNetwork:
+    """The network of one pod.
+
+    Args:
+        netns: descriptor of the pod's network namespace; this object closes its own copy.
+        path: the namespace's path, for the ledger; "" when it has none.
+        config: the effective configuration.
+        ledger: takes what is made before it is.
+        cleanup: the pod's rollback stack.
+        log: the shim's log.
+    """
+
+    def __init__(
+        self,
+        netns: int,
+        path: str,
+        *,
+        config: Config,
+        ledger: Ledger,
+        cleanup: Rollback,
+        log: Log,
+    ) -> None:
+        self._netns = os.dup(netns)
+        self._path = path
+        self._config = config
+        self._ledger = ledger
+        self._log = log
+        self._cards: dict[int, _Card] = {}
+        self._descriptors: list[int] = []
+        self._monitor: NetworkMonitor | None = None
+        self._vm: tuple[Hypervisor, Agent] | None = None
+        self._refused: dict[int, Link] = {}
+        self._noted: set[str] = set()
+        self._heard = False
+        self._looking = trio.Lock()
+        cleanup.push("the pod's network", self._close, timeout=30.0)
+
+    # -- at boot ----------------------------------------------------------------------
+
+    async def connect(self) -> tuple[NetDevice, ...]:
+        """Connect every link there is to a card of the VM to come.
+
+        The cards' descriptors are open until :meth:`release_descriptors`.
+
+        Raises:
+            FailedPrecondition, Internal: a link can't be connected.
+        """
+        # Opened before the first look, so that nothing is missed after it.
+        self._monitor = await self._in_netns(NetworkMonitor)
+        for link in (await self._scan()).links:
+            await self._connect(link)
+        return tuple(card.endpoint.device for card in self._cards.values())
+
+    def release_descriptors(self) -> None:
+        """Close our ends of the cards, once the VMM has its own. Idempotent."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    async def configure(self, hypervisor: Hypervisor, agent: Agent) -> None:
+        """Have the guest's links look like the pod's.
+
+        Args:
+            hypervisor: the pod's VM, which runs.
+            agent: its agent.
+
+        Raises:
+            TtrpcError: the agent could not do it.
+        """
+        self._vm = (hypervisor, agent)
+        links = [card.link for card in self._cards.values()]
+        for link in links:
+            await agent.update_interface(guest.interface(link))
+        await self._tell_routes(agent, links)
+        await self._tell_neighbours(agent, links)
+
+    # -- while the VM runs ------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Follow the pod's network until cancelled."""
+        assert self._monitor is not None
+        while True:
+            await self._monitor.wait()
+            with trio.move_on_after(QUIET_LIMIT_S):
+                await self._quiet(self._monitor)
+            await self._follow()
+
+    async def settle(self) -> None:
+        """Return when the guest has what the pod's namespace has now.
+
+        Called before a container starts, so that it finds the links attached since Create.
+        """
+        await self._follow()
+
+    async def _quiet(self, monitor: NetworkMonitor) -> None:
+        """Return when nothing has been heard for a moment."""
+        while True:
+            self._heard = monitor.drain() or self._heard
+            with trio.move_on_after(QUIET_S) as moment:
+                await monitor.wait()
+            if moment.cancelled_caught:
+                return
+
+    async def _follow(self) -> None:
+        async with self._looking:
+            if self._monitor is None or self._vm is None:
+                return
+            if not (self._monitor.drain() or self._heard):
+                return
+            self._heard = False
+            try:
+                await self._apply(*self._vm)
+            except Exception as err:
+                # A pod that runs is worth more than its newest link.
+                self._log.error(f"the pod's network has changed, the VM's has not: {err!r}")
+
+    async def _apply(self, hypervisor: Hypervisor, agent: Agent) -> None:
+        found = await self._scan()
+        connected = {index: card.link for index, card in self._cards.items()}
+        changes = plan_changes(connected, found)
+        for index in changes.gone:
+            await self._unplug(hypervisor, index)
+        for link in changes.new:
+            if self._refused.get(link.index) == link:
+                continue
+            try:
+                await self._plug(hypervisor, agent, link)
+                self._refused.pop(link.index, None)
+            except Exception as err:
+                self._refused[link.index] = link
+                self._log.error(f"link {link.name} is not connected to the VM: {err!r}")
+        for link in changes.changed:
+            await agent.update_interface(guest.interface(link))
+        await self._tell_routes(agent, changes.routes)
+        await self._tell_neighbours(agent, changes.neighbours)
+        for link in found.links:
+            if link.index in self._cards:
+                self._cards[link.index].link = link
+
+    async def _plug(self, hypervisor: Hypervisor, agent: Agent, link: Link) -> None:
+        hypervisor.capabilities.require("net_hot", f"link {link.name} came after the VM's start")
+        card = await self._connect(link)
+        try:
+            card.handle = await hypervisor.attach(card.endpoint.device)
+            path = str(card.handle.address or "")
+            await agent.update_interface(guest.interface(link, path=path))
+            await self._tell_routes(agent, [link])
+            await self._tell_neighbours(agent, [link])
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                if card.handle is not None:
+                    await hypervisor.detach(card.handle, DETACH_TIMEOUT_S)
+                await self._forget(card)
+            raise
+        finally:
+            self.release_descriptors()
+        self._log.info(f"link {link.name} is plugged into the VM")
+
+    async def _unplug(self, hypervisor: Hypervisor, index: int) -> None:
+        card = self._cards[index]
+        if card.handle is None:
+            note = "is gone; its card was there at boot and stays in the VM without it"
+            self._note(f"link {card.link.name} {note}")
+            return
+        await hypervisor.detach(card.handle, DETACH_TIMEOUT_S)
+        await self._forget(card)
+        self._log.info(f"link {card.link.name} is gone and unplugged from the VM")
+
+    async def _tell_routes(self, agent: Agent, links: list[Link] | tuple[Link, ...]) -> None:
+        if routes := guest.routes(links):
+            await agent.update_routes(routes)
+
+    async def _tell_neighbours(self, agent: Agent, links: list[Link] | tuple[Link, ...]) -> None:
+        if neighbours := guest.neighbours(links):
+            await agent.add_neighbours(neighbours)
+
+    # -- the namespace ----------------------------------------------------------------
+
+    async def _connect(self, link: Link) -> _Card:
+        name = endpoints.tap_name(link)
+        entries = (
+            self._ledger.add("netdev", name=name, netns=self._path),
+            self._ledger.add("ingress", link=link.name, netns=self._path),
+        )
+
+        def make() -> Endpoint:
+            with RouteSocket() as channel:
+                return endpoints.connect_by_tc(channel, link, queues=1)
+
+        try:
+            endpoint = await self._in_netns(make)
+        except BaseException:
+            for entry in entries:
+                self._ledger.remove(entry)
+            raise
+        self._descriptors += endpoint.device.fds
+        card = self._cards[link.index] = _Card(link, endpoint, entries)
+        return card
+
+    async def _forget(self, card: _Card) -> None:
+        """Undo a card that no VM has (any more); the tap went with its last descriptor."""
+        await self._in_netns(partial(delete_ingress, card.link.name))
+        for entry in card.entries:
+            self._ledger.remove(entry)
+        self._cards.pop(card.link.index, None)
+
+    async def _scan(self) -> Scan:
+        def look() -> Scan:
+            with RouteSocket() as channel:
+                return scan(channel)
+
+        found = await self._in_netns(look)
+        for note in found.notes:
+            self._note(f"not connected to the VM: {note}")
+        return found
+
+    def _note(self, text: str) -> None:
+        """Warn once."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._log.warning(text)
+
+    async def _in_netns(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(
+            partial(in_netns, self._netns, function, STEP_TIMEOUT_S)
+        )
+
+    async def _close(self) -> None:
+        self._vm = None
+        self.release_descriptors()
+        for card in list(self._cards.values()):
+            try:
+                await self._forget(card)
+            except OSError as err:
+                self._log.warning(f"could not undo the tap of link {card.link.name}: {err}")
+        if self._monitor is not None:
+            self._monitor.close()
+        os.close(self._netns)
