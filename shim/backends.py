@@ -61,7 +61,9 @@ def _hypervisor(made_by: Callable[..., Hypervisor]) -> MakeHypervisor:
         if isinstance(vm, Qemu):
             own["cache_dir"] = config.katapy.cache_dir
         elif isinstance(vm, Firecracker) and vm.jailer_path is not None:
-            own["jailer"] = vm.jailer_path
+            from vmm.firecracker.jail import Jailer
+
+            own["jailer"] = Jailer(vm.jailer_path)
         return made_by(spec, binary=vm.path or "", record=record, **own)
 
     return make

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,9 +24,9 @@ def merge(spec: VmSpec, wanted: Mapping[str, str]) -> str:
     kernel_part, dashes, init_part = f"{spec.cmdline} ".partition(" -- ")
     words = kernel_part.split()
     given = {word.partition("=")[0] for word in words}
-    wanted = {"katapy.channel": spec.channel, **wanted}
+    wanted = {**wanted, "katapy.channel": spec.channel}
     if spec.console:
-        wanted["console"] = "ttyS0"
+        wanted["console"] = architecture(spec.arch).console
     if spec.image is not None:
         wanted["root"] = "/dev/vda"
     if spec.memory_limit > spec.memory_bytes:

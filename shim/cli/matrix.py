@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
+from vmm.arch import architecture
 from vmm.errors import InvalidConfig
 from vmm.hypervisor import Capabilities
 from vmm.spec import MIB, BalloonDevice, FsDevice, PanicDevice, VmSpec
@@ -45,9 +47,9 @@ def find(config: Config) -> list[Vmm]:
     """
     probes: dict[str, Callable[[], tuple[Path, Capabilities]]] = {
         "QEMU": lambda: _qemu(config),
-        "Firecracker": lambda: _firecracker(pci=False),
-        "Firecracker with PCI": lambda: _firecracker(pci=True),
-        "Cloud Hypervisor": _cloud_hypervisor,
+        "Firecracker": lambda: _firecracker(config, pci=False),
+        "Firecracker with PCI": lambda: _firecracker(config, pci=True),
+        "Cloud Hypervisor": lambda: _cloud_hypervisor(config),
     }
     found = []
     for name, probe in probes.items():
@@ -63,7 +65,10 @@ def find(config: Config) -> list[Vmm]:
 def _qemu(config: Config) -> tuple[Path, Capabilities]:
     from vmm.qemu import accel, capabilities, probe
 
-    binary = probe.find_binary(config.hypervisor.path or "")
+    vm = config.hypervisor
+    binary = probe.find_binary(
+        architecture(config.katapy.guest_arch), (isinstance(vm, Qemu) and vm.path) or ""
+    )
     features = probe.probe(binary)
     asks_for_all = VmSpec(
         kernel=_NOWHERE,
@@ -75,17 +80,19 @@ def _qemu(config: Config) -> tuple[Path, Capabilities]:
     return binary, capabilities.capabilities(asks_for_all, features, accel.detect())
 
 
-def _firecracker(*, pci: bool) -> tuple[Path, Capabilities]:
+def _firecracker(config: Config, *, pci: bool) -> tuple[Path, Capabilities]:
     from vmm.firecracker.launch import probe
 
-    binary, features = probe("", pci=pci)
+    vm = config.hypervisor
+    binary, features = probe((isinstance(vm, Firecracker) and vm.path) or "", pci=pci)
     return binary, features.capabilities()
 
 
-def _cloud_hypervisor() -> tuple[Path, Capabilities]:
+def _cloud_hypervisor(config: Config) -> tuple[Path, Capabilities]:
     from vmm.cloud_hypervisor.launch import probe
 
-    binary, features = probe("")
+    vm = config.hypervisor
+    binary, features = probe((isinstance(vm, CloudHypervisor) and vm.path) or "")
     return binary, features.capabilities()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm import cmdline
+from vmm.arch import architecture
 from vmm.cloud_hypervisor import bodies
 from vmm.cloud_hypervisor.features import MAX_VCPUS, MEM_ALIGNMENT, PCI_SLOTS
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
@@ -147,6 +148,8 @@ def check(spec: VmSpec, features: Features) -> None:
     if spec.channel != "vsock":
         detail = "Cloud Hypervisor has no virtio-serial: set channel to vsock"
         raise Unsupported("serial_agent", detail, features.vmm)
+    if spec.arch and architecture(spec.arch) is not architecture():
+        raise InvalidConfig(f"{features.vmm} runs guests of the host's architecture only")
     if spec.accel == "tcg":
         raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     capability = {"NinePDevice": "ninep", "SerialDevice": "serial_agent"}

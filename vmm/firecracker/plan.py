@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm import cmdline
+from vmm.arch import architecture
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.firecracker import bodies
 from vmm.firecracker.features import MAX_VCPUS, MEM_BLOCK, MEM_SLOT, MMIO_DEVICES, PCI_SLOTS
@@ -196,6 +197,8 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported(
             "serial_agent", "Firecracker has no virtio-serial: set channel to vsock", features.vmm
         )
+    if spec.arch and architecture(spec.arch) is not architecture():
+        raise InvalidConfig(f"{features.vmm} runs guests of the host's architecture only")
     if spec.accel == "tcg":
         raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     for device in (spec.image, *spec.devices):

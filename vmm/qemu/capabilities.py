@@ -24,7 +24,7 @@ _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
 _NOT_YET = (
     *("pmem_cold", "pmem_hot", "vfio_cold", "vfio_hot", "rate_limit", "counters", "hugepages"),
-    *("snapshot", "restore_overrides", "lazy_restore", "live_migration", "jail"),
+    *("restore_overrides", "lazy_restore", "live_migration", "jail"),
 )
 
 
@@ -74,7 +74,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
 
 
 def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
-    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet")
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
     if not pci:
         hot = ("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware")
         why_not |= dict.fromkeys(hot, "machine type q35")
