@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
-FEATURES = ["clock", "oci-json", "stdio-stream"]
+FEATURES = ["clock", "oci-json", "remove-device", "stdio-stream"]
 _SERVING = 1
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -73,7 +73,11 @@ class Guest:
     @property
     def extension(self) -> dict[str, Any]:
         """The handlers of our extension in this class."""
-        return {"Hello": self.hello, "SetClock": self.set_clock}
+        return {
+            "Hello": self.hello,
+            "SetClock": self.set_clock,
+            "RemoveDevice": self.remove_device,
+        }
 
     async def check(self, _request: Message) -> Mapping[str, Any]:
         """Health.Check."""
@@ -90,6 +94,10 @@ class Guest:
     async def set_clock(self, request: Message) -> None:
         """Extension.SetClock."""
         clock_settime_ns(CLOCK_REALTIME, request["unix_nanos"])
+
+    async def remove_device(self, request: Message) -> None:
+        """Extension.RemoveDevice."""
+        block.remove_pci(request["pci_path"])
 
     async def set_date_time(self, request: Message) -> None:
         """SetGuestDateTime."""

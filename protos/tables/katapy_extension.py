@@ -3,6 +3,7 @@
 HelloRequest = {0: 'katapy.agent.v1.HelloRequest'}
 HelloResponse = {0: 'katapy.agent.v1.HelloResponse', 1: ("agent_version", 9, 0, None), 2: ("features", 9, 2, None), 3: ("boot_stamps", 11, 3, (9, 4, None))}
 StdioFrame = {0: 'katapy.agent.v1.StdioFrame', 1: ("container_id", 9, 0, None), 2: ("exec_id", 9, 0, None), 3: ("channel", 13, 0, None), 4: ("data", 12, 0, None), 5: ("eof", 8, 0, None), 6: ("credit", 4, 0, None)}
+RemoveDeviceRequest = {0: 'katapy.agent.v1.RemoveDeviceRequest', 1: ("pci_path", 9, 0, None)}
 SetClockRequest = {0: 'katapy.agent.v1.SetClockRequest', 1: ("unix_nanos", 3, 0, None)}
 Empty = {0: 'google.protobuf.Empty'}
 SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
@@ -10,5 +11,6 @@ SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool,
         "Hello": (HelloRequest, HelloResponse, False, False),
         "Stdio": (StdioFrame, StdioFrame, True, True),
         "SetClock": (SetClockRequest, Empty, False, False),
+        "RemoveDevice": (RemoveDeviceRequest, Empty, False, False),
     },
 }

@@ -33,7 +33,8 @@ LOG_PIPE = "log"
 METRICS_PIPE = "metrics"
 JAIL_LINK = "jail"
 PLACEHOLDER = "placeholder"
-_PLACEHOLDER_BYTES = 4096
+# One sector, by which the guest knows a drive that has no file of its own yet.
+_PLACEHOLDER_BYTES = 512
 
 
 @dataclass
