@@ -248,6 +248,12 @@ class Machine:
         wanted = " or ".join(state.value for state in states)
         raise InvalidState(f"the VM is {self._state.value}, not {wanted}")
 
+    def _need_restored(self, *, wanted: bool) -> None:
+        if self.spec.restored and not wanted:
+            raise InvalidState("the VM was made to be restored, not to boot")
+        if wanted and not self.spec.restored:
+            raise InvalidState("the VM was made to boot, not to be restored")
+
     async def _or_gone(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run a call; when the VM ends meanwhile, raise that with its reason instead."""
         outcome: list[T] = []

@@ -164,6 +164,7 @@ class CloudHypervisor(Machine):
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
+        self._need_restored(wanted=False)
         started, plan = self._started, self._started.plan
         console = None if started.console is None else started.console[0]
         config = vm_config(plan, vsock=started.vsock, console=console, landlock=self._landlock)
@@ -264,6 +265,7 @@ class CloudHypervisor(Machine):
         """
         self._need(VmState.SPAWNED)
         self.capabilities.require("snapshot")
+        self._need_restored(wanted=True)
         started = self._started
         console = None if started.console is None else started.console[0]
         links = self.spec.runtime_dir / snapshots.LINKS

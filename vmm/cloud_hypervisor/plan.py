@@ -150,6 +150,8 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported("serial_agent", detail, features.vmm)
     if spec.arch and architecture(spec.arch) is not architecture():
         raise InvalidConfig(f"{features.vmm} runs guests of the host's architecture only")
+    if spec.memory_file is not None:
+        raise InvalidConfig(f"memory_file: {features.vmm} keeps its memory elsewhere")
     if spec.accel == "tcg":
         raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     capability = {"NinePDevice": "ninep", "SerialDevice": "serial_agent"}

@@ -71,7 +71,10 @@ class FirecrackerHypervisor(Machine):
         self._log = LineTail(lambda line: self._events.publish(VmmLog(line)))
         self._counters = Counters()
         self._flushed = trio.Event()
-        self._was_resumed = False
+        # Until 1.17 the guest's sockets take no new connection after a pause that no
+        # snapshot was made in.
+        self._paused_plainly = False
+        self._deaf = False
 
     async def __aenter__(self) -> FirecrackerHypervisor:
         await self._enter()
@@ -141,6 +144,7 @@ class FirecrackerHypervisor(Machine):
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
+        self._need_restored(wanted=False)
         started = self._started
         for method, target, body in boot_requests(self.spec, started.plan, started.inside):
             await self._call(method, target, body)
@@ -154,20 +158,23 @@ class FirecrackerHypervisor(Machine):
         """See :meth:`vmm.hypervisor.Hypervisor.pause`."""
         self._need(*RUNNING)
         await self._call("PATCH", "/vm", {"state": "Paused"})
+        self._paused_plainly = True
         self._set_state(VmState.PAUSED)
 
     async def resume(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resume`."""
         self._need(VmState.PAUSED)
         await self._call("PATCH", "/vm", {"state": "Resumed"})
-        self._was_resumed = True
+        if self._paused_plainly and not self._started.plan.features.has("vsock_after_resume"):
+            self._deaf = True
+        self._paused_plainly = False
         self._set_state(VmState.RUNNING)
 
     async def dial_agent(self, timeout: float) -> trio.SocketStream:
         """See :meth:`vmm.hypervisor.Hypervisor.dial_agent`."""
         self._need(*RUNNING)
         features = self._started.plan.features
-        if self._was_resumed and not features.has("vsock_after_resume"):
+        if self._deaf:
             # It would hang for ever; connections from before the pause go on.
             detail = f"new connections after a resume need {features.since('vsock_after_resume')}"
             raise Unsupported("vsock", detail, features.vmm)
@@ -252,6 +259,7 @@ class FirecrackerHypervisor(Machine):
             bring_in = partial(started.jail.bring_in, target, read_only=False)
             await trio.to_thread.run_sync(bring_in)
         await snapshots.create(self._call, target, started.plan, started.inside.vsock)
+        self._paused_plainly = False
 
     async def restore(self, source: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.restore`.
@@ -261,6 +269,7 @@ class FirecrackerHypervisor(Machine):
         """
         self._need(VmState.SPAWNED)
         self.capabilities.require("snapshot")
+        self._need_restored(wanted=True)
         started = self._started
         if started.jail is not None:
             bring_in = partial(started.jail.bring_in, source, read_only=True)

@@ -118,6 +118,9 @@ class MicroVm:
         if magic != b"\x7fELF" and self._version < _BZIMAGE:
             raise Fault("Cannot start microvm: Kernel loader: Invalid ELF magic number")
         line = resources.command_line(pci=self._transport.pci)
+        if self._transport.pci and not self._pci:
+            # Ours alone: the guest must see the PCI that stands in for MMIO here.
+            line = " ".join(word for word in line.split(" ") if word != "pci=off")
         # Emulation: a guest on a busy host fails to measure its clock.
         line += f" tsc_early_khz={host_tsc_khz()}"
         arguments = ["-kernel", self._file(resources.kernel_fd), "-append", line]
@@ -259,7 +262,9 @@ class MicroVm:
 
     def _throttle(self, drive: Drive) -> None:
         limits = devices.throttle(drive.config.get("rate_limiter"))
-        path = f"/machine/peripheral/drive_{drive.id}/virtio-backend"
+        # Behind a PCI transport the disk is a device of its own.
+        path = f"/machine/peripheral/drive_{drive.id}"
+        path += "/virtio-backend" if self._transport.pci else ""
         self.qemu.run("block_set_io_throttle", {"id": path, **limits})
 
     # -- memory ------------------------------------------------------------------------
