@@ -11,13 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tests.standins.lifetime import end, spawn
 from tests.standins.server import Loop
 
 BINARY = "qemu-system-x86_64"
+BINARY_VARIABLE = "KATAPY_STANDIN_QEMU"
 _REPLY_TIMEOUT = 60.0
+_MIGRATION_TIMEOUT = 120.0
+_MIGRATES_TO_FILES = (8, 2)
 _CONSOLE_READ = 65536
 
 
@@ -57,7 +61,7 @@ class Qemu:
         ours, theirs = socket.socketpair()
         self._qmp = ours
         argv = [
-            shutil.which(BINARY) or BINARY,
+            os.environ.get(BINARY_VARIABLE) or shutil.which(BINARY) or BINARY,
             *("-S", "-nodefaults", "-no-user-config", "-display", "none"),
             *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
             *("-mon", "chardev=qmp,mode=control"),
@@ -78,7 +82,8 @@ class Qemu:
         loop.watch(self._console, self._console_readable)
         loop.watch(self._pidfd, self._exited)
         try:
-            self._read_message()  # the greeting
+            greeting = self._read_message()["QMP"]["version"]["qemu"]
+            self.version = (greeting["major"], greeting["minor"])
             self.execute("qmp_capabilities")
         except QmpError:
             self.close()
@@ -130,6 +135,41 @@ class Qemu:
         name = f"fd{self._names}"
         self.run("getfd", {"fdname": name}, fd)
         return name
+
+    def save(self, path: str | Path) -> None:
+        """Write the stopped VM's memory and devices to a file.
+
+        Raises:
+            QmpError: it can't.
+            OSError: the file can't be made.
+        """
+        self._migrate("migrate", path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+
+    def load(self, path: str | Path) -> None:
+        """Read what :meth:`save` wrote; QEMU was started for it.
+
+        Raises:
+            QmpError: it can't.
+            OSError: the file can't be opened.
+        """
+        self._migrate("migrate-incoming", path, os.O_RDONLY)
+
+    def _migrate(self, command: str, path: str | Path, flags: int) -> None:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            if self.version >= _MIGRATES_TO_FILES:
+                self.execute(command, uri=f"file:{path}")
+            else:
+                self.execute(command, uri=f"fd:{self.give_fd(fd)}")
+            deadline = time.monotonic() + _MIGRATION_TIMEOUT
+            while (status := self.execute("query-migrate")).get("status") != "completed":
+                if status.get("status") in ("failed", "cancelled"):
+                    raise QmpError(f"migration: {status.get('error-desc', 'failed')}")
+                if time.monotonic() > deadline:
+                    raise QmpError("migration does not end")
+                time.sleep(0.02)
+        finally:
+            os.close(fd)
 
     def wait_event(self, name: str, key: str, value: str) -> None:
         """Wait until an event has come whose data has ``key`` with ``value``.

@@ -34,6 +34,7 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._kept: list[Any] = []
         self.exit_code: int | None = None
 
     def watch(self, fd: Any, callback: Callable[[], None]) -> None:
@@ -44,6 +45,10 @@ class Loop:
         """Stop watching a descriptor."""
         with suppress(KeyError, ValueError):
             self._selector.unregister(fd)
+
+    def keep(self, thing: Any) -> None:
+        """Hold on to something for as long as the loop is there."""
+        self._kept.append(thing)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call back once, later."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from typing import TYPE_CHECKING, Any
 
 from tests.standins.fc.fault import Fault
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
     from tests.standins.fc.microvm import MicroVm
 
 FORMAT = "standin-snapshot-1"
-_TIMEOUT = 120.0
 
 
 def save(vm: MicroVm, config: Config, version: str) -> None:
@@ -28,17 +25,9 @@ def save(vm: MicroVm, config: Config, version: str) -> None:
     try:
         with open(config["snapshot_path"], "w") as file:
             json.dump(state, file)
-        memory = os.open(config["mem_file_path"], os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError as error:
+        vm.qemu.save(config["mem_file_path"])
+    except (OSError, QmpError) as error:
         raise Fault(f"Create snapshot error: {error}") from error
-    try:
-        name = vm.qemu.give_fd(memory)
-        vm.qemu.execute("migrate", uri=f"fd:{name}")
-        wait_migrated(vm)
-    except QmpError as error:
-        raise Fault(f"Create snapshot error: {error}") from error
-    finally:
-        os.close(memory)
 
 
 def read(config: Config, version: tuple[int, ...]) -> dict[str, Any]:
@@ -102,29 +91,4 @@ def load(vm: MicroVm, config: Config) -> None:
         OSError: the memory file can't be opened.
     """
     backend = config.get("mem_backend") or {}
-    path = backend.get("backend_path") or config["mem_file_path"]
-    memory = os.open(path, os.O_RDONLY)
-    try:
-        name = vm.qemu.give_fd(memory)
-        vm.qemu.execute("migrate-incoming", uri=f"fd:{name}")
-        wait_migrated(vm)
-    finally:
-        os.close(memory)
-
-
-def wait_migrated(vm: MicroVm) -> None:
-    """Wait for the end of a migration.
-
-    Raises:
-        QmpError: it failed or takes too long.
-    """
-    deadline = time.monotonic() + _TIMEOUT
-    while time.monotonic() < deadline:
-        status = vm.qemu.execute("query-migrate")
-        match status.get("status"):
-            case "completed":
-                return
-            case "failed" | "cancelled":
-                raise QmpError(f"migration: {status.get('error-desc', status['status'])}")
-        time.sleep(0.02)
-    raise QmpError("migration does not end")
+    vm.qemu.load(backend.get("backend_path") or config["mem_file_path"])
