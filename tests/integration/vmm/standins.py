@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -14,10 +15,13 @@ import pytest
 import trio
 
 from deploy.lib.runtime import image_dir
+from deploy.lib.tools import fetch_qemu
 from protos.kata import agent_pb2
 from shim.ttrpc.client import open_client
 from tests.integration.agent.conftest import LIMIT, Guest, busybox_root
-from tests.standins.install import Program, provide
+from tests.standins.install import REAL_VARIABLES, Program, provide
+from tests.standins.qemu import BINARY_VARIABLE
+from tests.support import versions
 from vmm.broadcast import Subscription
 from vmm.cloud_hypervisor.cloud_hypervisor import CloudHypervisor
 from vmm.events import Event
@@ -29,6 +33,13 @@ from vmm.spec import MIB, AttachedDevice, BalloonDevice, BlockDevice, RngDevice,
 Vm = FirecrackerHypervisor | CloudHypervisor
 MOUNT = "/run/kata-containers/sandbox/rootfs"
 BOOT_LIMIT = 90.0
+
+
+@pytest.fixture(scope="session")
+def newer_qemu() -> Path:
+    """A QEMU whose emulation can take a CPU away: that of Debian 13."""
+    packages = versions.obtain("QEMU of trixie", "trixie", lambda: fetch_qemu("trixie"))
+    return packages.program("/usr/bin/qemu-system-x86_64")
 
 
 @pytest.fixture(scope="session")
@@ -63,11 +74,20 @@ class Standins:
     vsock_daemon: Path
     spec: VmSpec
 
-    def program(self, name: str, version: str) -> Program:
-        """The program to run; says which it is."""
+    def program(self, name: str, version: str, qemu: Path | None = None) -> Program:
+        """The program to run; says which it is. A stand-in runs on the given QEMU."""
         found = provide(name, self.directory / (version or "any"), self.vsock_daemon, version)
         print(f"{name} {version}: {'real' if found.real else 'stand-in'}, {found.path}")
-        return found
+        if qemu is None or found.real:
+            return found
+        script = found.path.with_name(f"{name}-on-another-qemu")
+        script.write_text(f'#!/bin/sh\nexec env {BINARY_VARIABLE}={qemu} {found.path} "$@"\n')
+        script.chmod(0o755)
+        return replace(found, path=script)
+
+    def is_real(self, name: str) -> bool:
+        """Whether the environment names the real program."""
+        return bool(os.environ.get(REAL_VARIABLES[name]))
 
     def firecracker(self, version: str = "", **options: Any) -> FirecrackerHypervisor:
         """A VM of Firecracker that is not started."""
@@ -78,7 +98,7 @@ class Standins:
     def cloud_hypervisor(self, version: str = "", **options: Any) -> CloudHypervisor:
         """A VM of Cloud Hypervisor that is not started."""
         spec = replace(self.spec, **options.pop("spec", {}))
-        binary = self.program("cloud-hypervisor", version).path
+        binary = self.program("cloud-hypervisor", version, options.pop("qemu", None)).path
         return CloudHypervisor(spec, binary=binary, **options)
 
 

@@ -275,6 +275,9 @@ class Machine:
             Refused: more than the VM may have; or a former removal is not done.
         """
         slots = self.qemu.execute("query-hotpluggable-cpus")
+        # An emulated CPU goes without an event.
+        there = {slot["qom-path"].rpartition("/")[2] for slot in slots if "qom-path" in slot}
+        self._cpus_going &= there
         present = sum("qom-path" in slot for slot in slots)
         if self._cpus_going:
             raise Refused("busy", "Too Many Requests")

@@ -329,7 +329,7 @@ class Controller:
         except QmpError:
             return {}
         return {
-            f"block_{entry['qdev'].split('/')[-2].removeprefix('drive_')}": {
+            f"block_{entry['qdev'].partition('drive_')[2].partition('/')[0]}": {
                 "read_bytes": entry["stats"]["rd_bytes"],
                 "write_bytes": entry["stats"]["wr_bytes"],
                 "read_count": entry["stats"]["rd_operations"],
