@@ -60,10 +60,12 @@ def _hypervisor(made_by: Callable[..., Hypervisor]) -> MakeHypervisor:
         own: dict[str, Any] = {}
         if isinstance(vm, Qemu):
             own["cache_dir"] = config.katapy.cache_dir
-        elif isinstance(vm, Firecracker) and vm.jailer_path is not None:
-            from vmm.firecracker.jail import Jailer
+        elif isinstance(vm, Firecracker):
+            own["pci"] = vm.enable_pci
+            if vm.jailer_path is not None:
+                from vmm.firecracker.jail import Jailer
 
-            own["jailer"] = Jailer(vm.jailer_path)
+                own["jailer"] = Jailer(vm.jailer_path)
         return made_by(spec, binary=vm.path or "", record=record, **own)
 
     return make
