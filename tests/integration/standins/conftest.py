@@ -21,7 +21,7 @@ from tests.standins.install import Program, provide
 from tests.support import versions
 from tests.support.processes import descendants
 from tests.support.waiting import eventually
-from vmm.image.elf import pvh_entry
+from vmm.kernel import extract_vmlinux
 
 BOOT = 120.0
 """Seconds a guest may take to come up on a busy machine."""
@@ -63,25 +63,10 @@ def shell_guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     ).stdout
     initrd = directory / "initrd"
     initrd.write_bytes(files.initrd.read_bytes() + extra)
-    return Guest(_vmlinux(files.kernel, directory), initrd)
-
-
-def _vmlinux(bzimage: Path, directory: Path) -> Path:
-    """Unpack the kernel: Firecracker before 1.17 starts no bzImage."""
-    data = bzimage.read_bytes()
-    path = directory / "vmlinux"
-    for magic, command in ((b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b\x08", "gzip")):
-        start = data.find(magic)
-        while start >= 0:
-            tail = data[start:]
-            done = subprocess.run(
-                [command, "-dc"], input=tail, capture_output=True, check=False, timeout=120
-            )
-            if done.stdout.startswith(b"\x7fELF") and pvh_entry(done.stdout) is not None:
-                path.write_bytes(done.stdout)
-                return path
-            start = data.find(magic, start + 1)
-    raise AssertionError(f"no kernel found in {bzimage}")
+    # Firecracker before 1.17 starts no bzImage.
+    kernel = directory / "vmlinux"
+    kernel.write_bytes(extract_vmlinux(files.kernel.read_bytes()))
+    return Guest(kernel, initrd)
 
 
 @dataclass
@@ -229,7 +214,7 @@ class Start:
     def finish(self) -> None:
         """End everything, and see that nothing is left."""
         for vmm in self._started:
-            children = descendants(vmm.process.pid)
+            children = [child.pid for child in descendants(vmm.process.pid)]
             vmm.process.kill()
             vmm.process.wait(10)
             for pipe in (vmm.process.stdin, vmm.process.stdout):

@@ -80,11 +80,6 @@ def test_says_its_version(start: Start, version: str) -> None:
         ("1.14.1", "/serial", {}, True),
         ("1.12.1", "/hotplug/memory", {"total_size_mib": 256}, False),
         ("1.14.1", "/hotplug/memory", {"total_size_mib": 256}, True),
-            "1.14.1",
-            "/entropy",
-            {"rate_limiter": {"bandwidth": {"size": 1, "refill_time": 1}}},
-            True,
-        ),
     ],
 )
 def test_newer_fields_and_paths_are_refused(
@@ -168,7 +163,7 @@ def test_http_below_the_api(start: Start) -> None:
         assert b'{ "error": "' in answer
         assert b"\nAll previous" in answer
     chunked = b"PUT /actions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-    assert b"Empty PUT request" in raw(vmm, chunked)
+    assert raw(vmm, chunked).startswith(b"HTTP/1.1 400 ")
 
 
 def test_ten_connections(start: Start) -> None:
