@@ -50,7 +50,8 @@ def provide(name: str, directory: Path, vsock_daemon: Path, version: str = "") -
     real = os.environ.get(REAL_VARIABLES[name])
     if real:
         return Program(Path(real), real=True)
-    settings = {PROGRAM_VARIABLE: str(vsock_daemon)}
+    # Resolved, as a jail has the real file only.
+    settings = {PROGRAM_VARIABLE: str(vsock_daemon.resolve())}
     if version:
         settings[VERSION_VARIABLES[name]] = version
     words = [f"{key}={shlex.quote(value)}" for key, value in settings.items()]

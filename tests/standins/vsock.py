@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from contextlib import suppress
@@ -19,6 +18,7 @@ PROGRAM = "vhost-device-vsock"
 PROGRAM_VARIABLE = "KATAPY_STANDIN_VSOCK"
 _READY_TIMEOUT = 10.0
 _LISTENING = "00010000"
+_STDERR = 2
 
 
 class VsockBackend:
@@ -48,7 +48,8 @@ class VsockBackend:
         with tempfile.TemporaryDirectory(prefix="standin-", dir=_runtime_dir()) as directory:
             control = f"{directory}/vhost.sock"
             options = f"guest-cid={cid},socket={control},uds-path={uds}"
-            self._process = spawn([program, "--vm", options], stdout=subprocess.DEVNULL)
+            # A jail has no /dev/null.
+            self._process = spawn([program, "--vm", options], stdin=_STDERR, stdout=_STDERR)
             try:
                 self._until_listening({control, uds})
                 self.vhost.connect(control)

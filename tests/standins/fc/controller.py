@@ -328,15 +328,16 @@ class Controller:
             stats = self.vm.qemu.execute("query-blockstats")
         except QmpError:
             return {}
+        names = self.vm.drive_names()
         return {
-            f"block_{entry['qdev'].partition('drive_')[2].partition('/')[0]}": {
+            f"block_{names[entry['node-name']]}": {
                 "read_bytes": entry["stats"]["rd_bytes"],
                 "write_bytes": entry["stats"]["wr_bytes"],
                 "read_count": entry["stats"]["rd_operations"],
                 "write_count": entry["stats"]["wr_operations"],
             }
             for entry in stats
-            if "drive_" in entry.get("qdev", "")
+            if entry.get("node-name") in names
         }
 
     def log(self, level: str, text: str) -> None:

@@ -260,6 +260,10 @@ class MicroVm:
         drive.config["rate_limiter"] = {**drive.config.get("rate_limiter", {}), **limiter}
         self._throttle(drive)
 
+    def drive_names(self) -> dict[str, str]:
+        """Return the drives' ids by QEMU's block nodes."""
+        return {node: identity for identity, node in self._nodes.items()}
+
     def _throttle(self, drive: Drive) -> None:
         limits = devices.throttle(drive.config.get("rate_limiter"))
         # Behind a PCI transport the disk is a device of its own.
