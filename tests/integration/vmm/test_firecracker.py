@@ -24,6 +24,9 @@ from tests.integration.vmm.standins import (
 )
 from vmm.errors import ApiError, Conflict, GuestTimeout, LimitExceeded, NotFound, Unsupported
 from vmm.events import DeviceRemoved, ExitCause, Exited, StateChanged, VmState
+from vmm.firecracker.jail import Jailer, own_uid
+from vmm.firecracker.launch import vm_id
+from vmm.mounts import mounted_below
 from vmm.spec import MIB, BlockDevice, DeviceNode, PciPath, PmemDevice, RateLimit
 
 __all__ = ["erofs_disk", "image", "standins"]  # fixtures
@@ -170,3 +173,23 @@ async def test_a_refusal_ends_in_a_typed_error(standins: Standins) -> None:
     async with standins.firecracker(spec={"devices": bad.devices}) as vm:
         with pytest.raises(ApiError, match="PATCH /vm refused"):
             await vm._call("PATCH", "/vm", {"state": "Paused"})
+
+
+async def test_in_a_jail(standins: Standins, erofs_disk: Path, tmp_path: Path) -> None:
+    """As a user of its own, with what it needs brought in, at boot and later."""
+    recorded: list[tuple[str, str | int]] = []
+    jailer = Jailer(standins.program("jailer", "").path, base_dir=tmp_path / "jails")
+    made = standins.firecracker(
+        jailer=jailer, record=lambda kind, value: recorded.append((kind, value))
+    )
+    async with booted(made) as (vm, guest):
+        status = Path(f"/proc/{vm.pid}/status").read_text()
+        uids = next(line for line in status.splitlines() if line.startswith("Uid:"))
+        assert set(uids.split()[1:]) == {str(own_uid(vm_id(vm.spec.name)))}
+        assert vm.capabilities.jail
+        handle = await vm.attach(BlockDevice("root", erofs_disk, read_only=True))
+        await mount(guest, handle)
+        assert await shell(guest, "echo fine") == "fine\n"
+        assert {"tree", "mount", "process"} <= {kind for kind, _ in recorded}
+    assert list(jailer.base_dir.iterdir()) == []
+    assert mounted_below(tmp_path) == []
