@@ -235,7 +235,7 @@ class FirecrackerHypervisor(Machine):
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
-        self._need(*RUNNING)
+        self._need(*LIVE)
         flushed = self._flushed
         await self._action("FlushMetrics")
         with trio.move_on_after(_METRICS_TIMEOUT):
