@@ -21,6 +21,7 @@ from .children import Children
 from .container import BASE, Runtime
 from .crun import Crun
 from .guest import Guest
+from .iptables import IpTables
 from .log import log, set_level
 from .loop import Event, Loop, Nursery
 from .network import Network
@@ -121,6 +122,7 @@ def _build(
             **sandbox.handlers,
             **guest.handlers,
             **Network(loop).handlers,
+            **IpTables(children).handlers,
         },
         Containers.WAITS,
     )

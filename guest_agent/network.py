@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
 _IFLA_INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 7, 8, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
+_RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 7, 8, 15
 _RTAX_MTU = 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 _IFF_UP, _IFF_NOARP = 1, 0x80
@@ -316,6 +317,8 @@ def _replace_route(netlink: Netlink, route: Message, family: int, index: int) ->
         attrs += attribute(_RTA_PREFSRC, _parse(route["source"])[1])
     if route["mtu"]:
         attrs += attribute(_RTA_METRICS, attribute(_RTAX_MTU, pack("=I", route["mtu"])))
+    if route["metric"]:
+        attrs += attribute(_RTA_PRIORITY, pack("=I", route["metric"]))
     scope = route["scope"] & 0xFF
     if not scope and not route["gateway"] and family == _socket.AF_INET:
         scope = _SCOPE_LINK
@@ -362,6 +365,7 @@ def _routes(netlink: Netlink) -> list[dict[str, Any]]:
                 "family": int(family == _socket.AF_INET6),
                 "flags": flags & 0x1F,
                 "mtu": unpack_from("=I", metrics.get(_RTAX_MTU, bytes(4)))[0],
+                "metric": unpack_from("=I", attrs.get(_RTA_PRIORITY, bytes(4)))[0],
             }
         )
     return found

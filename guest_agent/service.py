@@ -97,13 +97,17 @@ class Containers:
             if request["devices"]:
                 await devices.add_all(self._runtime.loop, request["devices"], spec)
             points = await self._storages.add_all(request["storages"], container.bundle)
-            if not request["oci_spec_json"]:
+            if request["oci_spec_json"]:
+                if request["sandbox_pidns"]:
+                    self._namespaces.share_pid()
+            else:
                 self._namespaces.join(spec, pid=request["sandbox_pidns"])
             if request["devices"] or not request["oci_spec_json"]:
                 config = jsonlite.dumps(spec).encode()
             init = await container.create(config)
             try:
-                self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
+                if not request["oci_spec_json"]:
+                    self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
             except OSError:
                 await container.remove()
                 raise

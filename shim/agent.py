@@ -10,7 +10,7 @@ Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -73,6 +73,7 @@ class Agent:
         shared_pid_namespace: bool = False,
         kernel_modules: Sequence[str] = (),
         guest_hook_path: str = "",
+        sysctls: Mapping[str, str] | None = None,
     ) -> None:
         """Set up what the pod's containers share; once per VM, before any container.
 
@@ -84,6 +85,7 @@ class Agent:
             shared_pid_namespace: whether containers share one pid namespace.
             kernel_modules: lines of ``name key=value…`` to load.
             guest_hook_path: directory in the guest with OCI hooks.
+            sysctls: kernel settings by dotted name, which need the feature ``sysctl``.
         """
         modules = [line.split() for line in kernel_modules]
         await self._kata.CreateSandbox(
@@ -94,6 +96,7 @@ class Agent:
                 sandbox_pidns=shared_pid_namespace,
                 sandbox_id=sandbox_id,
                 guest_hook_path=guest_hook_path,
+                sysctl=sysctls,
                 kernel_modules=[
                     agent_pb2.KernelModule(name=words[0], parameters=words[1:])
                     for words in modules
@@ -247,6 +250,17 @@ class Agent:
         if "oci-json" in self.features:
             request.oci_resources_json = json.dumps(resources).encode()
         await self._kata.UpdateContainer(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def online_cpus(self, count: int) -> None:
+        """Switch hot-plugged CPUs on; returns when the guest uses them.
+
+        Args:
+            count: how many were plugged.
+        """
+        await self._kata.OnlineCPUMem(
+            agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=count, cpu_only=True),
+            timeout=REQUEST_TIMEOUT_S,
+        )
 
     async def resize(self, container_id: str, exec_id: str, width: int, height: int) -> None:
         """Set a process's terminal size in characters."""

@@ -1,4 +1,4 @@
-"""What pods' VMs are made with: the hypervisor's backend and the file server, by configuration.
+"""What pods' VMs are made with, by configuration: the hypervisor's backend and its helpers.
 
 Besides the CLI the only module that names a concrete VM backend.
 """
@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 from shim.config.hypervisors import Firecracker, Name, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.pod_builder import Backends, MakeHypervisor
+from vmm.errors import Unsupported
 from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shim.config.model import Config
     from shim.pod_vm import Helper
     from shim.vm_plan import VmPlan
     from vmm.hypervisor import Hypervisor, Recorder
-    from vmm.spec import VmSpec
+    from vmm.spec import VmSpec, VsockDevice
 
 _BACKENDS: dict[Name, tuple[str, str]] = {
     "qemu": ("vmm.qemu.qemu", "QemuHypervisor"),
@@ -36,7 +39,10 @@ def load_backends(config: Config) -> Backends:
         ConfigError: there is no such backend here.
     """
     return Backends(
-        hypervisor=_hypervisor(_load_class(config.hypervisor.name)), virtiofsd=_make_virtiofsd
+        hypervisor=_hypervisor(_load_class(config.hypervisor.name)),
+        virtiofsd=_make_virtiofsd,
+        vsock=_reserve_vsock,
+        vsock_daemon=_make_vsock_daemon,
     )
 
 
@@ -84,9 +90,27 @@ def _make_virtiofsd(
             plan.share_dir,
             plan.virtiofsd_socket,
             binary=vm.virtio_fs_daemon or "",
-            options=ShareOptions(cache=cache),  # type: ignore[arg-type]
+            options=ShareOptions(cache=cache, extra=vm.virtio_fs_extra_args),  # type: ignore[arg-type]
             record=record,
         ) as process:
             yield process
 
     return run()
+
+
+def _reserve_vsock(runtime_dir: Path) -> VsockDevice:
+    from vmm.vsock import daemon_device, open_vhost
+
+    try:
+        return open_vhost()
+    except Unsupported:
+        return daemon_device(runtime_dir)
+
+
+def _make_vsock_daemon(
+    runtime_dir: Path, config: Config, record: Recorder
+) -> AbstractAsyncContextManager[Helper]:
+    from vmm.vsock import run_vhost_device_vsock
+
+    binary = config.katapy.vhost_device_vsock or "vhost-device-vsock"
+    return run_vhost_device_vsock(runtime_dir, binary=binary, record=record)

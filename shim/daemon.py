@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import task_v2_pb2, task_v3_pb2
+from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
 from shim import ledger as ledgers
 from shim import sweeper, translate
 from shim.backends import load_backends
@@ -19,8 +19,11 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
+from shim.log import DEBUG
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
+from shim.sandbox_service import SandboxService
 from shim.stages import Stages
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
@@ -72,6 +75,8 @@ async def _serve(context: ShimContext) -> None:
         backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
     sandbox = Sandbox(
@@ -94,9 +99,14 @@ async def _serve(context: ShimContext) -> None:
         await publisher.drain(DRAIN_TIMEOUT_S)
         ending.set()
 
-    server = Server(_services(TaskService(sandbox, shutdown)), map_error=translate.error)
+    services = [
+        *_services(TaskService(sandbox, shutdown)),
+        _sandbox_service(SandboxService(sandbox, shutdown)),
+    ]
+    server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)
@@ -108,6 +118,25 @@ async def _serve(context: ShimContext) -> None:
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+def _sandbox_service(sandbox: SandboxService) -> Service:
+    handlers: dict[str, Handler] = {
+        "CreateSandbox": sandbox.create,
+        "StartSandbox": sandbox.start,
+        "Platform": sandbox.platform,
+        "StopSandbox": sandbox.stop,
+        "WaitSandbox": sandbox.wait,
+        "SandboxStatus": sandbox.status,
+        "PingSandbox": sandbox.ping,
+        "ShutdownSandbox": sandbox.shutdown,
+        "SandboxMetrics": sandbox.metrics,
+    }
+    return build_service(
+        sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"],
+        handlers,
+        cancel_on_disconnect={"WaitSandbox"},
+    )
 
 
 def _services(task: TaskService) -> list[Service]:

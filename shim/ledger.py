@@ -40,8 +40,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "file": ("path",),
     "dir": ("path",),  # with `tree` true its content goes too
     "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
-    "netdev": ("name", "netns"),  # netns: path of its namespace, "" for the host's
-    "ingress": ("link", "netns"),  # the ingress qdisc of a link, with its filters
+    # netns: path of its namespace, "" for the host's; `netns_id` says that it is still the one
+    "netdev": ("name", "netns"),
+    "qdisc": ("link", "parent", "netns"),  # parent: "ingress" or "root"
+    "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
     "loop": ("device",),  # `backing` names the file it must still be attached to
 }
 
@@ -181,7 +183,7 @@ class Ledger:
 
         Raises:
             ValueError: unknown kind, or a field of the kind is missing.
-            OSError: it could not be recorded, so the thing must not be made.
+            Internal: it could not be recorded, so the thing must not be made.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of ledger entry: {kind}")
@@ -189,7 +191,10 @@ class Ledger:
         if missing:
             raise ValueError(f"ledger entry {kind} needs {', '.join(missing)}")
         entry = Entry(self._next, kind, fields)
-        self._write({**self._entries, entry.id: entry})
+        try:
+            self._write({**self._entries, entry.id: entry})
+        except OSError as error:
+            raise Internal(f"{self.path} can't be written: {error.strerror}") from error
         self._next += 1
         return entry
 

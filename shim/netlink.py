@@ -28,7 +28,8 @@ RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 22, 26, 30
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTFILTER, RTM_DELTFILTER = 44, 45
 
-INGRESS_PARENT, INGRESS_HANDLE = 0xFFFF_FFF1, 0xFFFF_0000
+QDISCS = {"ingress": (0xFFFF_FFF1, 0xFFFF_0000), "root": (0xFFFF_FFFF, 0x1_0000)}
+"""Where a qdisc of ours is on its link: parent and handle."""
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_DUMP_INTR = 0x10
@@ -75,13 +76,22 @@ def traffic_message(index: int, parent: int, handle: int = 0, info: int = 0) -> 
     return _TRAFFIC.pack(socket.AF_UNSPEC, index, handle, parent, info)
 
 
-def in_netns(netns: str | int, function: Callable[[], T], timeout: float = _TIMEOUT) -> T:
+def netns_id(fd: int) -> str:
+    """Return what tells an open network namespace from every other that exists."""
+    status = os.fstat(fd)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def in_netns(
+    netns: str | int, function: Callable[[], T], timeout: float = _TIMEOUT, identity: str = ""
+) -> T:
     """Call a function in a network namespace, in a thread of its own that ends with it.
 
     Args:
         netns: path of the namespace, or an open descriptor of it.
         function: what to call; must be quick, and must end by itself.
         timeout: seconds to wait for it.
+        identity: what :func:`netns_id` said of it; "" takes whatever is at the path now.
 
     Raises:
         FileNotFoundError: there is no such namespace (any more).
@@ -89,14 +99,12 @@ def in_netns(netns: str | int, function: Callable[[], T], timeout: float = _TIME
     """
     import threading
 
-    from shim import syscalls
-
     results: list[T] = []
     failures: list[BaseException] = []
 
     def enter() -> None:
         try:
-            _setns(netns, syscalls)
+            _enter(netns, identity)
             results.append(function())
         except BaseException as error:
             failures.append(error)
@@ -111,20 +119,21 @@ def in_netns(netns: str | int, function: Callable[[], T], timeout: float = _TIME
     return results[0]
 
 
-def _setns(netns: str | int, syscalls: object) -> None:
-    setns, kind = syscalls.setns, syscalls.CLONE_NEWNET  # type: ignore[attr-defined]
-    if isinstance(netns, int):
-        setns(netns, kind)
-        return
-    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+def _enter(netns: str | int, identity: str) -> None:
+    from shim import syscalls
+
+    fd = netns if isinstance(netns, int) else os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        setns(fd, kind)
+        if identity and netns_id(fd) != identity:  # another one by now
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), netns)
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
     except OSError as error:
         if error.errno == errno.EINVAL:  # the file is there, its namespace is not
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), netns) from error
         raise
     finally:
-        os.close(fd)
+        if fd != netns:
+            os.close(fd)
 
 
 class RouteSocket:
@@ -132,6 +141,7 @@ class RouteSocket:
 
     Args:
         netns: path or descriptor of a network namespace, "" for the caller's own.
+        identity: see :func:`in_netns`.
 
     Raises:
         FileNotFoundError: there is no such namespace (any more).
@@ -139,8 +149,8 @@ class RouteSocket:
 
     __slots__ = ("_sequence", "_socket")
 
-    def __init__(self, netns: str | int = "") -> None:
-        self._socket = _socket() if netns == "" else in_netns(netns, _socket)
+    def __init__(self, netns: str | int = "", identity: str = "") -> None:
+        self._socket = _socket() if netns == "" else in_netns(netns, _socket, _TIMEOUT, identity)
         self._socket.settimeout(_TIMEOUT)
         self._sequence = 0
 
@@ -218,48 +228,54 @@ def link_index(channel: RouteSocket, name: str) -> int:
     return 0
 
 
-def delete_link(name: str, netns: str = "") -> None:
+def delete_link(name: str, netns: str = "", identity: str = "") -> None:
     """Delete a link; no error when it or its namespace is gone.
 
     Args:
         name: the interface.
         netns: path of its network namespace, "" for the caller's own.
+        identity: see :func:`in_netns`.
 
     Raises:
         OSError: the kernel refuses.
     """
-    body = link_message(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
-    _remove(netns, RTM_DELLINK, lambda _: body, f"link {name}")
+    with _Removal(f"link {name}"), RouteSocket(netns, identity) as channel:
+        body = link_message(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        channel.request(RTM_DELLINK, 0, body)
 
 
-def delete_ingress(link: str, netns: str = "") -> None:
-    """Delete a link's ingress qdisc with its filters; no error when any of it is gone.
+def delete_qdisc(link: str, parent: str, netns: str = "", identity: str = "") -> None:
+    """Delete a link's qdisc with its filters; no error when any of it is gone.
 
     Args:
         link: the interface.
+        parent: a key of :data:`QDISCS`.
         netns: path of its network namespace, "" for the caller's own.
+        identity: see :func:`in_netns`.
 
     Raises:
         OSError: the kernel refuses.
     """
-
-    def body(channel: RouteSocket) -> bytes:
-        index = link_index(channel, link)
-        return traffic_message(index, INGRESS_PARENT, INGRESS_HANDLE) if index else b""
-
-    _remove(netns, RTM_DELQDISC, body, f"ingress qdisc of {link}")
+    with _Removal(f"{parent} qdisc of {link}"), RouteSocket(netns, identity) as channel:
+        if index := link_index(channel, link):
+            channel.request(RTM_DELQDISC, 0, traffic_message(index, *QDISCS[parent]))
 
 
-def _remove(netns: str, kind: int, body: Callable[[RouteSocket], bytes], what: str) -> None:
-    try:
-        channel = RouteSocket(netns)
-    except FileNotFoundError:
-        return
-    with channel:
-        try:
-            if message := body(channel):
-                channel.request(kind, 0, message)
-        except OSError as error:
-            # A qdisc that is not there is "invalid" or "no entry", a link "no device".
-            if error.errno not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
-                raise OSError(error.errno, f"delete {what}: {error.strerror}") from error
+class _Removal:
+    """Takes what is gone already for a success, and says what could not be removed."""
+
+    # A qdisc that is not there is "invalid" or "no entry", a link "no device".
+    _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, OSError) or error.errno is None:
+            return False
+        if error.errno in self._GONE:
+            return True
+        raise OSError(error.errno, f"delete {self._what}: {error.strerror}") from error

@@ -6,7 +6,7 @@ connection nest in each other and end in the right order whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +15,7 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.agent import Agent, connect
+from shim.console_log import console_logged
 from shim.errors import Unavailable
 from shim.log import Log
 from shim.net.pod_network import PodNetwork
@@ -51,8 +52,11 @@ class PodVmPlan:
         helpers: daemons to start before it, in order.
         storages: mounts the agent makes for the whole pod.
         hostname: the pod's host name; empty leaves the guest's.
+        dns: lines of the guest's resolv.conf.
+        sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        log_console: copy the guest's console and the VMM's messages into the log.
         network: the pod's network; None when it has none.
     """
 
@@ -61,8 +65,11 @@ class PodVmPlan:
     helpers: tuple[AbstractAsyncContextManager[Helper], ...]
     storages: tuple[agent_pb2.Storage, ...]
     hostname: str
+    dns: tuple[str, ...]
+    sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    log_console: bool = False
     network: PodNetwork | None = None
 
 
@@ -131,6 +138,8 @@ class PodVm:
         """
         try:
             async with AsyncExitStack() as stack:
+                if self._plan.log_console:
+                    await stack.enter_async_context(console_logged(self._hypervisor, self._log))
                 helpers = [await stack.enter_async_context(h) for h in self._plan.helpers]
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
@@ -145,6 +154,8 @@ class PodVm:
                 await agent.create_sandbox(
                     self._plan.sandbox_id,
                     hostname=self._plan.hostname,
+                    dns=self._plan.dns,
+                    sysctls=self._plan.sysctls if "sysctl" in agent.features else {},
                     storages=self._plan.storages,
                     kernel_modules=self._plan.kernel_modules,
                 )

@@ -6,18 +6,17 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from shim.resources import Demand, Size, size_rule
 from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
-    MIB,
     BalloonDevice,
     BlockDevice,
     Device,
@@ -36,8 +35,11 @@ SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
 Channel = Literal["serial", "vsock"]
 
+HOTPLUG_SLOTS = 12
+"""Devices that can be plugged into any VM at a time."""
+
 _HYBRID_CID = 3
-_GROWING_VCPUS = ("q35", "clh")
+_GROWING = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,15 @@ class VmPlan:
     msize: int
 
 
-def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) -> VmPlan:
+def plan_vm(
+    config: Config,
+    *,
+    name: str,
+    runtime_dir: Path,
+    netns: int | None,
+    vsock: VsockDevice | None = None,
+    size: Size | None = None,
+) -> VmPlan:
     """Plan a pod's VM.
 
     Args:
@@ -67,11 +77,16 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         name: shown in the host's process list.
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
+        vsock: the device of the ``vsock`` channel, where the host provides it and not
+            the VMM (:func:`needs_vsock`).
+        size: what it boots with; None for the size of a pod that asks for nothing.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    rule = size_rule(config)
+    size = size or rule.size(Demand())
     machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
     shared_fs = choose_shared_fs(config, has_9p=tuned)
@@ -79,7 +94,7 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
     socket = runtime_dir / "virtiofsd.sock"
     channel = choose_channel(config)
     devices: list[Device] = [RngDevice()]
-    if not isinstance(vm, Firecracker):  # which has no such device
+    if not isinstance(vm, Firecracker) and machine != "microvm":  # which have no such device
         devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
     if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
@@ -89,20 +104,26 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
     if not isinstance(vm, Qemu):
         # The VMM's own end of the guest's sockets: the number means nothing outside it.
         devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
-    cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={channel}"]
+    elif vsock is not None:
+        devices.append(vsock)
+    # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
+    # reach it; there are none.
+    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
+    fixed = config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
         name=name,
         arch=config.katapy.guest_arch,
         machine=machine,
-        vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if machine in _GROWING_VCPUS else 0,
-        memory_bytes=vm.default_memory * MIB,
+        vcpus=size.vcpus,
+        max_vcpus=rule.max_vcpus if machine in _GROWING and not fixed else 0,
+        memory_bytes=size.memory_bytes,
+        max_memory_bytes=rule.max_memory if machine in _GROWING and not fixed else 0,
+        memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),
@@ -111,6 +132,7 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
+        hotplug_slots=HOTPLUG_SLOTS + (vm.pcie_root_port if isinstance(vm, Qemu) else 0),
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
@@ -155,6 +177,15 @@ def choose_channel(config: Config) -> Channel:
             f"[katapy] channel = 'serial': [{config.hypervisor.section}] has only vsock"
         )
     return "vsock"
+
+
+def needs_vsock(config: Config) -> bool:
+    """Whether the host has to provide the VM's vsock device.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    return isinstance(config.hypervisor, Qemu) and choose_channel(config) == "vsock"
 
 
 def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:

@@ -44,7 +44,7 @@ _KNOWN = (
         "amd64",
         "amd64",
         "linux-image-cloud-amd64",
-        ("q35", "microvm"),
+        ("q35", "microvm", "pc"),
         "ttyS0",
         elf=True,
     ),

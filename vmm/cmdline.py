@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.arch import architecture
+from vmm.spec import PmemDevice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,7 @@ def merge(spec: VmSpec, wanted: Mapping[str, str]) -> str:
     if spec.console:
         wanted["console"] = architecture(spec.arch).console
     if spec.image is not None:
-        wanted["root"] = "/dev/vda"
+        wanted["root"] = "/dev/pmem0" if isinstance(spec.image, PmemDevice) else "/dev/vda"
     if spec.memory_limit > spec.memory_bytes:
         wanted["memhp_default_state"] = "online_movable"  # so that it can be unplugged
     words += [f"{k}={v}" if v else k for k, v in wanted.items() if k not in given]

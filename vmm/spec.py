@@ -45,6 +45,8 @@ class BlockDevice:
         flush: the guest's flushes reach the disk; without, a host crash may lose writes.
         aio: how the VMM does the I/O; ``auto`` is its own choice.
         limit: how fast it may go; None for no limit.
+        bus: a virtio disk of its own, or one of the VM's SCSI controller
+            (``VmSpec.scsi``), which uses up no slot.
     """
 
     id: str
@@ -57,6 +59,22 @@ class BlockDevice:
     flush: bool = True
     aio: Literal["auto", "threads", "native", "io_uring"] = "auto"
     limit: RateLimit | None = None
+    bus: Literal["virtio", "scsi"] = "virtio"
+
+
+@dataclass(frozen=True)
+class VhostUserBlockDevice:
+    """A disk served by another process over vhost-user (SPDK, qemu-storage-daemon).
+
+    Args:
+        id: name of the device, unique in the VM.
+        socket: where the daemon listens.
+        queues: request queues.
+    """
+
+    id: str
+    socket: Path
+    queues: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,12 +148,29 @@ class PmemDevice:
         path: the file, whole and of a size that is a multiple of 2 MiB.
         read_only: the guest's writes don't reach the file.
         limit: how fast flushes may come; None for no limit.
+        nvdimm: emulate an NVDIMM, which needs no virtio driver; at boot only.
     """
 
     id: str
     path: Path
     read_only: bool = False
     limit: RateLimit | None = None
+    nvdimm: bool = False
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """A NUMA node of the guest.
+
+    Args:
+        vcpus: how many of the virtual CPUs it has; they are handed out in order.
+        memory_bytes: its memory, whole MiB.
+        host_node: the host's node its memory comes from; None for any.
+    """
+
+    vcpus: int
+    memory_bytes: int
+    host_node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +249,7 @@ class VsockDevice:
 
 Device = (
     BlockDevice
+    | VhostUserBlockDevice
     | NetDevice
     | FsDevice
     | NinePDevice
@@ -252,6 +288,17 @@ class MmioIndex:
 
 
 @dataclass(frozen=True)
+class ScsiAddress:
+    """Where the guest finds a disk of the SCSI controller; ``str()`` gives Kata's ``id:lun``."""
+
+    target: int
+    lun: int
+
+    def __str__(self) -> str:
+        return f"{self.target}:{self.lun}"
+
+
+@dataclass(frozen=True)
 class DeviceNode:
     """What the guest calls a device that has no address it could be found by.
 
@@ -264,7 +311,7 @@ class DeviceNode:
         return self.path
 
 
-Address = PciPath | MmioIndex | DeviceNode
+Address = PciPath | MmioIndex | ScsiAddress | DeviceNode
 
 
 @dataclass(frozen=True)
@@ -312,7 +359,7 @@ class VmSpec:
         initrd: initial ramdisk.
         cmdline: kernel arguments. The backend adds what the accelerator, the console,
             the root device and the channel need, unless they are in it.
-        image: guest root, attached as first disk.
+        image: guest root, attached as first disk, or as first persistent memory.
         devices: what else the VM has from the start.
         channel: how ``dial_agent`` reaches the guest.
         agent_port: vsock port the guest agent listens on.
@@ -322,6 +369,11 @@ class VmSpec:
         cpu_model: overrides the accelerator's best model.
         sandbox_seccomp: the VMM's own seccomp filter.
         hugepages: back the memory by huge pages of 2 MiB, reserved on the host.
+        numa: the guest's NUMA nodes, which together have all CPUs and memory at boot.
+        iommu: give the guest an IOMMU, so that it can hand devices on itself.
+        scsi: give it a SCSI controller.
+        panic_dump: directory that gets the guest's memory when its kernel panics.
+        user: numeric user and group the VMM runs as; None stays who the caller is.
         hotplug_slots: devices that can be hot-plugged at a time.
         spawn_timeout: seconds until the VMM must answer on its control channel.
         extra_args: further command-line arguments of the VMM, used as they are.
@@ -342,7 +394,7 @@ class VmSpec:
     restored: bool = False
     initrd: Path | None = None
     cmdline: str = ""
-    image: BlockDevice | None = None
+    image: BlockDevice | PmemDevice | None = None
     devices: tuple[Device, ...] = ()
     channel: Literal["serial", "vsock"] = "serial"
     agent_port: int = 1024
@@ -352,6 +404,11 @@ class VmSpec:
     cpu_model: str = ""
     sandbox_seccomp: bool = True
     hugepages: bool = False
+    numa: tuple[NumaNode, ...] = ()
+    iommu: bool = False
+    scsi: bool = False
+    panic_dump: Path | None = None
+    user: tuple[int, int] | None = None
     hotplug_slots: int = 12
     spawn_timeout: float = 30.0
     extra_args: tuple[str, ...] = ()
@@ -372,7 +429,7 @@ class VmSpec:
         if self.shared_memory is not None:
             return self.shared_memory
         return any(
-            isinstance(device, FsDevice)
+            isinstance(device, (FsDevice, VhostUserBlockDevice))
             or (isinstance(device, VsockDevice) and device.vhost_user is not None)
             for device in self.devices
         )

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.lib.command import run
@@ -64,23 +64,31 @@ def write_image(
     *,
     architecture: str = "",
     busybox: bytes | None = None,
+    command: Sequence[str] = ("/bin/sh",),
 ) -> None:
     """Write the image as an OCI layout tar that containerd imports as ``name``.
 
-    Params: ``architecture`` and ``busybox`` are another than the host's.
+    Params: ``architecture`` and ``busybox`` are another than the host's; ``command`` is what
+    a container of it runs.
     """
     architecture = architecture or run(["dpkg", "--print-architecture"], timeout=10).strip()
     with tarfile.open(path, mode="w") as tar:
-        for member, data in _layout(rootfs_tar(busybox), architecture, name):
+        for member, data in _layout(rootfs_tar(busybox), architecture, name, command):
             _add_file(tar, member, data, 0o644)
 
 
-def _layout(layer: bytes, architecture: str, name: str) -> Iterator[tuple[str, bytes]]:
+def _layout(
+    layer: bytes, architecture: str, name: str, command: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
     config = _json(
         {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "config": {
+                "Env": ["PATH=/bin:/usr/bin"],
+                "Cmd": list(command),
+                "WorkingDir": "/",
+            },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )

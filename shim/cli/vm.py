@@ -14,13 +14,13 @@ from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.vm_plan import choose_channel
 from vmm.errors import InvalidConfig
+from vmm.virtiofsd import PLACES, find_binary
 
 if TYPE_CHECKING:
     from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
     from vmm.qemu.probe import QemuFeatures
 
-VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 VSOCK_DAEMON = "vhost-device-vsock"
 
 _PROGRAMS = {"firecracker": "firecracker", "clh": "cloud-hypervisor"}
@@ -128,7 +128,7 @@ def shared_directories(config: Config) -> Iterable[Finding]:
     if daemon is not None:
         yield Finding(name, Level.OK, f"virtio-fs by {daemon}")
         return
-    wanted = vm.virtio_fs_daemon or " or ".join(VIRTIOFSD_PATHS)
+    wanted = vm.virtio_fs_daemon or " or ".join(PLACES)
     advice = "install virtiofsd (Debian 12 has it in qemu-system-common)"
     if vm.shared_fs == "auto" and has_9p:
         yield Finding(name, Level.WARN, f"9p only: no virtiofsd at {wanted}", advice)
@@ -137,13 +137,11 @@ def shared_directories(config: Config) -> Iterable[Finding]:
 
 
 def find_virtiofsd(configured: Path | None) -> Path | None:
-    """Return the virtiofsd to use, None when there is none."""
-    candidates = (configured,) if configured else (*map(Path, VIRTIOFSD_PATHS),)
-    for path in candidates:
-        if os.access(path, os.X_OK):
-            return path
-    found = None if configured else shutil.which("virtiofsd")
-    return Path(found) if found else None
+    """Return the virtiofsd that pods get, None when there is none."""
+    try:
+        return find_binary(configured or "")
+    except InvalidConfig:
+        return None
 
 
 def channel(config: Config, vhost_vsock: Path = _VHOST_VSOCK) -> Iterable[Finding]:

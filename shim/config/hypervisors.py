@@ -23,6 +23,8 @@ _HOST_CPUS = ", where 0 stands for 1 and a negative number for all CPUs of the h
 _MAX_VCPUS = 1024
 _MAX_MIB = 64 << 20
 _MAX_ROOT_PORTS = 64
+_MAX_QUEUES = 16
+_MAX_RATE = 1 << 40  # bits per second
 _FIRECRACKER_VCPUS = 32
 
 # QEMU's -sandbox argument that denies what no feature here needs; Kata recommends the same.
@@ -34,6 +36,8 @@ class Hypervisor:
     """What every hypervisor has."""
 
     name: ClassVar[Name]
+    # Whether it takes open taps; otherwise they exist by name, and outlive it.
+    takes_open_taps: ClassVar[bool] = True
 
     path: Path | None = key(None, rules.found_path("the hypervisor's program on the PATH"))
     kernel: Path | None = key(
@@ -51,6 +55,8 @@ class Hypervisor:
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))
     default_memory: int = key(2048, rules.integer(128, _MAX_MIB, "MiB"))
     default_maxmemory: int = key(0, rules.integer(0, _MAX_MIB, "MiB"))
+    # Kata's 32 holds its agent, but not ours with Python.
+    overhead_memory: int = key(96, rules.integer(0, _MAX_MIB, "MiB"))
     # Kata leaves it off where DIMMs work; only virtio-mem can shrink again.
     enable_virtio_mem: bool = key(True, rules.flag())
     # Kata leaves it off; a guest that keeps every page it ever touched is what its users
@@ -60,7 +66,15 @@ class Hypervisor:
     shared_fs: str = key("auto", rules.choice("auto", "none"))
     block_device_cache_direct: bool = key(False, rules.flag())
     disable_block_device_use: bool = key(False, rules.flag())
+    rx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
+    tx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     enable_debug: bool = key(False, rules.flag())
+
+    # As the files have it that Kata's runtime-rs ships, but for what there is not here.
+    enable_annotations: tuple[str, ...] = key(
+        ("kernel_params", "default_vcpus", "default_memory"), rules.patterns()
+    )
+    valid_hypervisor_paths: tuple[str, ...] = key((), rules.texts())
 
     @property
     def section(self) -> str:
@@ -91,6 +105,7 @@ class SharingHypervisor(Hypervisor):
     virtio_fs_extra_args: tuple[str, ...] = key((), rules.texts())
     virtio_fs_cache: str = key("auto", rules.choice("auto", "always", "metadata", "never"))
     virtio_fs_queue_size: int = key(1024, rules.integer(2, 1024))
+    valid_virtio_fs_daemon_paths: tuple[str, ...] = key((), rules.texts())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +121,9 @@ class Qemu(SharingHypervisor):
     shared_fs: str = key("auto", rules.choice("auto", "virtio-fs", "virtio-9p", "none"))
     # Kata's 8192 makes reads many times slower than the largest one that is useful.
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
-    # Kata's 0 leaves nothing to plug a device into.
-    pcie_root_port: int = key(12, rules.integer(0, _MAX_ROOT_PORTS))
+    pcie_root_port: int = key(0, rules.integer(0, _MAX_ROOT_PORTS))
+    network_queues: int = key(1, rules.integer(1, _MAX_QUEUES))
+    disable_vhost_net: bool = key(False, rules.flag())
     # Kata's default is "", no filter.
     seccompsandbox: str = key(QEMU_SECCOMP, rules.choice("", QEMU_SECCOMP))
 
@@ -117,6 +133,7 @@ class Firecracker(Hypervisor):
     """``[hypervisor.firecracker]``: no shared directories, vCPUs as at boot."""
 
     name: ClassVar[Name] = "firecracker"
+    takes_open_taps: ClassVar[bool] = False
 
     default_vcpus: float = key(1.0, rules.number(-1, _FIRECRACKER_VCPUS, _HOST_CPUS))
     default_maxvcpus: int = key(0, rules.integer(0, _FIRECRACKER_VCPUS))
@@ -130,6 +147,10 @@ class Firecracker(Hypervisor):
     # Ours. Hot-plug over it is what Firecracker calls a preview, so the operator says so.
     enable_pci: bool = key(False, rules.flag())
     disable_seccomp: bool = key(False, rules.flag())
+
+    def max_vcpus(self, host_cpus: int) -> int:
+        """See :meth:`Hypervisor.max_vcpus`."""
+        return min(_FIRECRACKER_VCPUS, Hypervisor.max_vcpus(self, host_cpus))
 
 
 @dataclass(frozen=True, slots=True)

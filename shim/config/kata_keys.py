@@ -62,14 +62,12 @@ _HYPERVISOR: dict[str, Inert] = {
             "remote_hypervisor_socket",
             "remote_hypervisor_timeout",
             "rootless",
-            "rx_rate_limiter_max_rate",
             "sev_snp_guest",
             "snp_certs_path",
             "snp_guest_policy",
             "snp_id_auth",
             "snp_id_block",
             "tdx_quote_generation_service_socket_port",
-            "tx_rate_limiter_max_rate",
             "use_legacy_serial",
             "vhost_user_reconnect_timeout_sec",
             "virtio_fs_cache_size",
@@ -87,8 +85,6 @@ _HYPERVISOR: dict[str, Inert] = {
     "disable_image_nvdimm": None,
     "disable_nesting_checks": None,
     "disable_selinux": None,
-    "disable_vhost_net": None,
-    "enable_annotations": ([],),
     "entropy_source": ("", "/dev/urandom"),
     "guest_swap_create_threshold_secs": (0, 60),
     "guest_swap_path": ("", "/run/kata-containers/swap"),
@@ -96,32 +92,37 @@ _HYPERVISOR: dict[str, Inert] = {
     "hot_plug_vfio": ("", "no-port"),
     "hotplug_vfio_on_root_bus": (False,),
     "memory_slots": (0, 10),
-    "network_queues": (0, 1),
     "num_queues": (0, 1),
-    "overhead_memory": (0, 32),
     "overhead_vcpus": (0, 0.2),
     "queue_size": (0, 128),
     "rootfs_type": ("", "erofs"),
     "template_path": ("", "/run/vc/vm/template"),
-    # These only fence in pod annotations, and no pod annotation changes the VM yet.
+    # These only fence in pod annotations that have no effect yet.
     "valid_entropy_sources": None,
-    "valid_hypervisor_paths": None,
     "valid_vhost_user_store_paths": None,
-    "valid_virtio_fs_daemon_paths": None,
     "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
     "vm_rootfs_driver": ("", "virtio-blk-pci"),
 }
 
 # Kata's sections have one set of keys, whoever the hypervisor is.
 _QEMU_ONLY: dict[str, Inert] = {
+    "disable_vhost_net": None,
     "machine_type": None,
     "msize_9p": None,
+    "network_queues": (0, 1),
     "pcie_root_port": (0,),
     "seccomp_sandbox": _OFF,
     "seccompsandbox": _OFF,
 }
 _SHARING_ONLY: dict[str, Inert] = dict.fromkeys(
-    ("virtio_fs_cache", "virtio_fs_daemon", "virtio_fs_extra_args", "virtio_fs_queue_size"), None
+    (
+        "valid_virtio_fs_daemon_paths",
+        "virtio_fs_cache",
+        "virtio_fs_daemon",
+        "virtio_fs_extra_args",
+        "virtio_fs_queue_size",
+    ),
+    None,
 )
 _JAILER: dict[str, Inert] = {"jailer_path": _OFF, "valid_jailer_paths": None}
 
@@ -161,7 +162,6 @@ _AGENT: dict[str, Inert] = {
 _RUNTIME: dict[str, Inert] = {
     **dict.fromkeys(
         (
-            "disable_new_netns",
             "enable_pprof",
             "enable_tracing",
             "enable_vcpus_pinning",
@@ -173,8 +173,6 @@ _RUNTIME: dict[str, Inert] = {
             "keep_abnormal",
             "pod_resource_api_sock",
             "sandbox_bind_mounts",
-            "sandbox_cgroup_only",
-            "static_sandbox_resource_mgmt",
             "use_passfd_io",
         ),
         _OFF,
@@ -183,7 +181,6 @@ _RUNTIME: dict[str, Inert] = {
     "dan_conf": ("", "/run/kata-containers/dans"),
     "disable_guest_empty_dir": (True,),
     "emptydir_mode": ("", "shared-fs"),
-    "internetworking_model": ("", "tcfilter"),
     "kubelet_root_dir": ("", "/var/lib/kubelet"),
     "log_level": ("", "info"),
     "name": ("", "virt_container"),

@@ -29,8 +29,7 @@ OPTION_SOURCE = "runtime option config_body"
 
 _FILE_MAX = 1 << 20
 _NESTED = ("hypervisor", "agent")
-_OPTIONS = "runtimeoptions.v1.Options"
-_OPTIONS_OLD = "cri.runtimeoptions.v1.Options"
+_OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 _RUNC_OPTIONS = "containerd.runc.v1.Options"
 # containerd's CRI plugin puts its whole option table into config_body, and these are
 # the keys of that table that it reads itself.
@@ -51,16 +50,16 @@ def load_config(
     runtime option's config_body. Of a key that is set more than once the last counts.
 
     ``options`` is the runtime option Any as (type URL, value): ``runtimeoptions.v1.Options``
-    is read, ``containerd.runc.v1.Options`` has nothing for us, and any other type gives a
-    warning (containerd runtime v2 README; contract §1.4). ``environ`` defaults to the
-    process's environment.
+    is read, ``containerd.runc.v1.Options`` has nothing for us (containerd runtime v2
+    README; contract §1.4). ``environ`` defaults to the process's environment.
 
     Raises ConfigError naming the file, the key, the value and what is accepted; also for
-    a named file that cannot be read, and for an unknown key.
+    a named file that cannot be read, for an unknown key, and for a runtime option of
+    another type.
     """
     environ = os.environ if environ is None else environ
     merged = _Merged()
-    named, body = _decode_options(options, merged.warnings)
+    named, body = _decode_options(options)
     if not named and environ.get(FILE_VARIABLE):
         named = environ[FILE_VARIABLE]
     for file in _files(named, search):
@@ -115,7 +114,7 @@ class _Merged:
             origins=dict(self.origins),
             warnings=tuple(self.warnings),
         )
-        _check(config)
+        check(config)
         return config
 
     def _hypervisor(self) -> AnyHypervisor:
@@ -168,7 +167,8 @@ def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict
             yield section, inner
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raise ConfigError when values of a configuration contradict each other."""
     vm = config.hypervisor
     for low, high, unit in (
         ("default_vcpus", "default_maxvcpus", "vCPUs"),
@@ -251,16 +251,29 @@ def _parse(source: str, data: bytes) -> dict[str, Any]:
         raise ConfigError(f"{source}: not a configuration: nested too deeply") from None
 
 
-def _decode_options(options: tuple[str, bytes] | None, warnings: list[str]) -> tuple[str, bytes]:
+def check_option_type(type_url: str) -> str:
+    """Return the message name of a runtime option, "" for none.
+
+    Raises ConfigError for a type that means nothing here: whoever set it expects
+    something of it.
+    """
+    name = type_url.rsplit("/", 1)[-1]
+    # An Any without a type is how "no options" looks from some clients.
+    if name in ("", _RUNC_OPTIONS, *_OPTIONS):
+        return name
+    raise ConfigError(
+        f"runtime option of type {type_url!r}: accepted is {_OPTIONS[0]} "
+        f"(ConfigPath, config_body), and {_RUNC_OPTIONS}"
+    )
+
+
+def _decode_options(options: tuple[str, bytes] | None) -> tuple[str, bytes]:
     """Return config_path and config_body of the runtime option, "" and b"" without them."""
     if options is None:
         return "", b""
     type_url, value = options
-    name = type_url.rsplit("/", 1)[-1]
-    if name not in (_OPTIONS, _OPTIONS_OLD):
-        # An Any without a type is how "no options" looks from some clients.
-        if name not in ("", _RUNC_OPTIONS):
-            warnings.append(f"runtime option of type {type_url!r} has no effect")
+    name = check_option_type(type_url)
+    if name not in _OPTIONS:
         return "", b""
     from protos import lite
     from protos.tables import containerd_runtime_options as tables

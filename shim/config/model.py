@@ -41,6 +41,11 @@ class Runtime:
     # Kata drops the profile by default; the guest's crun applies it at no cost in start
     # time worth the loss.
     disable_guest_seccomp: bool = key(False, rules.flag())
+    internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
+    disable_new_netns: bool = key(False, rules.flag())
+    static_sandbox_resource_mgmt: bool = key(False, rules.flag())
+    # As runtime-rs has it; cgroup version 2 allows nothing else.
+    sandbox_cgroup_only: bool = key(True, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Katapy:
     guest_arch: str = key("", rules.choice("", *ARCHITECTURES))
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
+    host_network: str = key("refuse", rules.choice("refuse", "none"))
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,22 @@ def texts() -> Rule[tuple[str, ...]]:
         return lines
 
     return Rule("a list of texts, each one line and not empty", convert)
+
+
+def patterns() -> Rule[tuple[str, ...]]:
+    """Accept a list of regular expressions."""
+    lines = texts()
+
+    def convert(value: object) -> tuple[str, ...]:
+        found = lines.convert(value)
+        try:
+            for pattern in found:
+                re.compile(pattern)
+        except re.error:
+            raise Refused from None
+        return found
+
+    return Rule("a list of regular expressions", convert)
 
 
 def path() -> Rule[Path]:

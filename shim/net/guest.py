@@ -40,7 +40,11 @@ def interface(link: Link, *, path: str = "") -> types_pb2.Interface:
 
 
 def routes(links: Iterable[Link]) -> list[types_pb2.Route]:
-    """Describe the routes of links, those without a gateway first, as others need them."""
+    """Describe the routes of links, those without a gateway first, as others need them.
+
+    An agent that knows no metrics lets the last of two routes to one network count, so the
+    better ones come later.
+    """
     found = [
         types_pb2.Route(
             dest=route.dest,
@@ -51,11 +55,12 @@ def routes(links: Iterable[Link]) -> list[types_pb2.Route]:
             family=_family(route.is_ipv6),
             flags=route.flags,
             mtu=route.mtu,
+            metric=route.metric,
         )
         for link in links
         for route in link.routes
     ]
-    return sorted(found, key=lambda route: bool(route.gateway))
+    return sorted(found, key=lambda route: (bool(route.gateway), -route.metric))
 
 
 def neighbours(links: Iterable[Link]) -> list[types_pb2.ARPNeighbor]:

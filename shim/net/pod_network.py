@@ -19,17 +19,15 @@ from typing import TypeVar
 import trio
 
 from shim.agent import Agent
-from shim.config.model import Config
 from shim.ledger import Entry, Ledger
 from shim.log import Log
-from shim.net import endpoint as endpoints
-from shim.net import guest
+from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
-from shim.net.endpoint import Endpoint
+from shim.net.endpoint import Part, Wiring
 from shim.net.links import Link, Scan
 from shim.net.monitor import NetworkMonitor
 from shim.net.scan import scan
-from shim.netlink import RouteSocket, delete_ingress, in_netns
+from shim.netlink import RouteSocket, in_netns, netns_id
 from shim.rollback import Rollback
 from vmm.hypervisor import Hypervisor
 from vmm.spec import AttachedDevice, NetDevice
@@ -45,11 +43,12 @@ QUIET_LIMIT_S = 0.2
 
 @dataclass(slots=True)
 class _Card:
-    """A connected link: as the guest was last told, and what undoes it."""
+    """A connected link: as the guest was last told, its device, and what undoes it."""
 
     link: Link
-    endpoint: Endpoint
-    entries: tuple[Entry, ...]
+    device: NetDevice
+    parts: list[Part]
+    entries: list[Entry]
     handle: AttachedDevice | None = None
 
 
@@ -59,7 +58,7 @@ class PodNetwork:
     Args:
         netns: descriptor of the pod's network namespace; this object closes its own copy.
         path: the namespace's path, for the ledger; "" when it has none.
-        config: the effective configuration.
+        wiring: how its links are connected.
         ledger: takes what is made before it is.
         cleanup: the pod's rollback stack.
         log: the shim's log.
@@ -70,14 +69,14 @@ class PodNetwork:
         netns: int,
         path: str,
         *,
-        config: Config,
+        wiring: Wiring,
         ledger: Ledger,
         cleanup: Rollback,
         log: Log,
     ) -> None:
         self._netns = os.dup(netns)
         self._path = path
-        self._config = config
+        self._wiring = wiring
         self._ledger = ledger
         self._log = log
         self._cards: dict[int, _Card] = {}
@@ -104,7 +103,7 @@ class PodNetwork:
         self._monitor = await self._in_netns(NetworkMonitor)
         for link in (await self._scan()).links:
             await self._connect(link)
-        return tuple(card.endpoint.device for card in self._cards.values())
+        return tuple(card.device for card in self._cards.values())
 
     def release_descriptors(self) -> None:
         """Close our ends of the cards, once the VMM has its own. Idempotent."""
@@ -195,7 +194,7 @@ class PodNetwork:
         hypervisor.capabilities.require("net_hot", f"link {link.name} came after the VM's start")
         card = await self._connect(link)
         try:
-            card.handle = await hypervisor.attach(card.endpoint.device)
+            card.handle = await hypervisor.attach(card.device)
             path = str(card.handle.address or "")
             await agent.update_interface(guest.interface(link, path=path))
             await self._tell_routes(agent, [link])
@@ -231,29 +230,31 @@ class PodNetwork:
     # -- the namespace ----------------------------------------------------------------
 
     async def _connect(self, link: Link) -> _Card:
-        name = endpoints.tap_name(link)
-        entries = (
-            self._ledger.add("netdev", name=name, netns=self._path),
-            self._ledger.add("ingress", link=link.name, netns=self._path),
-        )
+        made = endpoint.parts(link, self._wiring)
+        # A namespace without a path goes, with all in it, when nobody is in it any more.
+        where = {"netns": self._path, "netns_id": netns_id(self._netns)}
+        entries = [
+            self._ledger.add(part.kind, **part.fields, **where) for part in made if self._path
+        ]
 
-        def make() -> Endpoint:
+        def make() -> NetDevice:
             with RouteSocket() as channel:
-                return endpoints.connect_by_tc(channel, link, queues=1)
+                return endpoint.connect(channel, link, self._wiring)
 
         try:
-            endpoint = await self._in_netns(make)
+            device = await self._in_netns(make)
         except BaseException:
             for entry in entries:
                 self._ledger.remove(entry)
             raise
-        self._descriptors += endpoint.device.fds
-        card = self._cards[link.index] = _Card(link, endpoint, entries)
+        self._descriptors += device.fds
+        card = self._cards[link.index] = _Card(link, device, made, entries)
         return card
 
     async def _forget(self, card: _Card) -> None:
-        """Undo a card that no VM has (any more); the tap went with its last descriptor."""
-        await self._in_netns(partial(delete_ingress, card.link.name))
+        """Undo a card that no VM has (any more)."""
+        for part in reversed(card.parts):
+            await self._in_netns(partial(endpoint.remove, part))
         for entry in card.entries:
             self._ledger.remove(entry)
         self._cards.pop(card.link.index, None)

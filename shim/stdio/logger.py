@@ -136,7 +136,8 @@ def _spawn(target: LoggerTarget, environment: dict[str, str], fds: tuple[int, ..
     actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds, start=3)]
     command = (target.path, *target.arguments)
     try:
-        return os.posix_spawn(target.path, command, environment, file_actions=actions)
+        # In a session of its own, so that what it leaves behind is known for not ours.
+        return os.posix_spawn(target.path, command, environment, file_actions=actions, setsid=True)
     except OSError as error:
         raise InvalidArgument(f"logger {target.path}: {error.strerror}") from error
 

@@ -71,6 +71,7 @@ class Features:
             "firmware": "only kernels are started here",
             "lazy_restore": "not used yet",
             "live_migration": "not used yet",
+            "rootless": "it runs as the caller",
             "guest_rescan_needed": "the guest is told of a new device",
             "guest_remove_first": "the guest is asked to let go",
         }
@@ -112,7 +113,6 @@ class Features:
             guest_panic_event=True,
             acpi_shutdown=True,
             jail=True,
-            rootless=True,
             seccomp=True,
             vmm=self.vmm,
             why_not=why_not,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm import cmdline
-from vmm.arch import architecture
 from vmm.cloud_hypervisor import bodies
 from vmm.cloud_hypervisor.features import MAX_VCPUS, MEM_ALIGNMENT, PCI_SLOTS
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
+from vmm.qemu_only import refuse
 from vmm.spec import (
     MIB,
     AttachedDevice,
@@ -138,22 +138,15 @@ def check(spec: VmSpec, features: Features) -> None:
         InvalidConfig, Unsupported: naming version and feature.
     """
     features.check()
+    refuse(spec, features.vmm)
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
         if path is not None and not path.is_file():
             raise InvalidConfig(f"{what}: no file at {path}")
     if not 1 <= spec.vcpus <= spec.vcpu_limit <= MAX_VCPUS:
         raise InvalidConfig(f"{features.vmm}: 1 to {MAX_VCPUS} virtual CPUs")
-    if spec.memory_bytes < MIB or spec.memory_bytes % MIB:
-        raise InvalidConfig("a VM needs whole MiB of memory")
     if spec.channel != "vsock":
         detail = "Cloud Hypervisor has no virtio-serial: set channel to vsock"
         raise Unsupported("serial_agent", detail, features.vmm)
-    if spec.arch and architecture(spec.arch) is not architecture():
-        raise InvalidConfig(f"{features.vmm} runs guests of the host's architecture only")
-    if spec.memory_file is not None:
-        raise InvalidConfig(f"memory_file: {features.vmm} keeps its memory elsewhere")
-    if spec.accel == "tcg":
-        raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     capability = {"NinePDevice": "ninep", "SerialDevice": "serial_agent"}
     for device in spec.devices:
         if name := capability.get(type(device).__name__):

@@ -92,7 +92,7 @@ def capabilities(spec: VmSpec, plan: Plan, *, jailed: bool = False) -> Capabilit
     swap = found.block_hot == "swap" and not plan.pool
     if swap:
         why_not["block_hot"] = "hotplug_slots over 0, and a free device number"
-    why_not["jail"] = "a Jailer"
+    why_not["jail"] = why_not["rootless"] = "a Jailer"
     return replace(
         found,
         block_hot="none" if swap else found.block_hot,
@@ -105,6 +105,7 @@ def capabilities(spec: VmSpec, plan: Plan, *, jailed: bool = False) -> Capabilit
         console=spec.console,
         hugepages=spec.hugepages,
         jail=jailed,
+        rootless=jailed,
         seccomp=spec.sandbox_seccomp,
         why_not=why_not,
     )

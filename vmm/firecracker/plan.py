@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm import cmdline
-from vmm.arch import architecture
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.firecracker import bodies
 from vmm.firecracker.features import MAX_VCPUS, MEM_BLOCK, MEM_SLOT, MMIO_DEVICES, PCI_SLOTS
+from vmm.qemu_only import refuse
 from vmm.spec import (
     MIB,
     AttachedDevice,
@@ -172,6 +172,7 @@ def check(spec: VmSpec, features: Features) -> None:
         InvalidConfig, Unsupported: naming version and feature.
     """
     features.check()
+    refuse(spec, features.vmm)
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
         if path is not None and not path.is_file():
             raise InvalidConfig(f"{what}: no file at {path}")
@@ -186,8 +187,6 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported(
             "vcpu_up", "Firecracker can't add virtual CPUs: max_vcpus must be 0", features.vmm
         )
-    if spec.memory_bytes < MIB or spec.memory_bytes % MIB:
-        raise InvalidConfig("a VM needs whole MiB of memory")
     if spec.memory_limit > spec.memory_bytes:
         if not features.has("memory_hotplug"):
             raise Unsupported("mem_up", features.since("memory_hotplug"), features.vmm)
@@ -197,12 +196,6 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported(
             "serial_agent", "Firecracker has no virtio-serial: set channel to vsock", features.vmm
         )
-    if spec.arch and architecture(spec.arch) is not architecture():
-        raise InvalidConfig(f"{features.vmm} runs guests of the host's architecture only")
-    if spec.memory_file is not None:
-        raise InvalidConfig(f"memory_file: {features.vmm} keeps its memory elsewhere")
-    if spec.accel == "tcg":
-        raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     for device in (spec.image, *spec.devices):
         _check_kind(device, features)
 

@@ -32,7 +32,7 @@ from vmm.image.store import (
 
 # The guest's Python is its release's own; the library comes in a package beside it.
 _PYTHON_METAPACKAGE, _PYTHON_PACKAGE = "python3-minimal", r"python3\.\d+-minimal"
-_PROGRAM_PACKAGES = ("crun", "busybox-static")
+_PROGRAM_PACKAGES = ("crun", "busybox-static", "iptables")
 _LISTS_AGE_S = 12 * 3600.0
 
 

@@ -48,7 +48,11 @@ _ETC = {
     "etc/hostname": "guest\n",
     "etc/resolv.conf": "",
 }
-_PROGRAMS = re.compile(r"usr/bin/(python3\.\d+|crun|busybox)")
+_PROGRAMS = re.compile(
+    r"usr/bin/(python3\.\d+|crun|busybox)|usr/sbin/(xtables-nft-multi|ip6?tables-nft.*)"
+)
+# What iptables matches and does, opened by name when a rule asks for it.
+_XTABLES = re.compile(r"usr/lib/[\w-]+-linux-gnu/xtables/[^/]+\.so")
 _LIBRARIES = re.compile(r"usr/lib(64|/[\w-]+-linux-gnu)/[^/]+\.so[^/]*|usr/lib/ld[^/]*\.so\.\d")
 _PYTHON = re.compile(r"usr/lib/python3\.\d+/(?P<inside>.+)")
 _LOADERS = ("ld-linux", "ld64")
@@ -164,8 +168,11 @@ class RootTree:
             for path in sorted((self._root / "usr").rglob("*.so*"))
             if _LIBRARIES.fullmatch(str(path.relative_to(self._root)))
         }
-        roots = [p for p in (self._root / "usr/bin").iterdir() if not p.is_symlink()]
-        roots += (self._root / "usr/lib").glob("python3.*/lib-dynload/*.so")
+        usr = self._root / "usr"
+        found = [*(usr / "bin").iterdir(), *(usr / "sbin").iterdir()]
+        found += (usr / "lib").glob("python3.*/lib-dynload/*.so")
+        found += (usr / "lib").glob("*/xtables/*.so")
+        roots = [path for path in found if not path.is_symlink()]
         wanted = {name for name in _OPENED_AT_RUN_TIME if name in libraries}
         pending = [*roots, *(libraries[name] for name in wanted)]
         while pending:
@@ -228,4 +235,4 @@ def _merged_path(name: str) -> str:
 def _wanted(path: str) -> bool:
     if python := _PYTHON.fullmatch(path):
         return not _PYTHON_LEFT_OUT.fullmatch(python["inside"])
-    return bool(_PROGRAMS.fullmatch(path) or _LIBRARIES.fullmatch(path))
+    return any(kind.fullmatch(path) for kind in (_PROGRAMS, _LIBRARIES, _XTABLES))

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from vmm.hypervisor import Capabilities
-from vmm.qemu.command import hot_memory_bytes
+from vmm.qemu.memory import hot_memory_bytes
 from vmm.qemu.plan import MMIO_TRANSPORTS
 from vmm.spec import MIB, BalloonDevice, FsDevice, NinePDevice, PanicDevice
 
@@ -22,10 +22,7 @@ _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
 _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
-_NOT_YET = (
-    *("pmem_cold", "pmem_hot", "vfio_cold", "vfio_hot", "rate_limit", "counters", "hugepages"),
-    *("restore_overrides", "lazy_restore", "live_migration", "jail"),
-)
+_NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -66,6 +63,12 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         reset_semantics="exit",
         guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
         acpi_shutdown=True,
+        pmem_cold=pci and "virtio-pmem-pci" in features.devices,
+        vfio_cold=pci and "vfio-pci" in features.devices,
+        vfio_hot=hot and "vfio-pci" in features.devices,
+        rate_limit="dynamic",
+        counters=True,
+        hugepages=True,
         rootless=True,
         seccomp=features.sandbox,
         vmm=f"QEMU {features.version_text}",
@@ -77,6 +80,7 @@ def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
     why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
     if not pci:
         hot = ("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware")
+        hot += ("pmem_cold", "vfio_cold", "vfio_hot")
         why_not |= dict.fromkeys(hot, "machine type q35")
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")

@@ -102,11 +102,16 @@ def launch(
         )
         device_fds = [fd for placed in plan.placed.values() for fd in placed.fds]
         child = spawn(argv, pass_fds=(*listeners.all(), *device_fds), netns=spec.netns)
-        undo_on_error.callback(child.kill)
+        undo_on_error.callback(_end, child)
         if record is not None:
             record("process", child.pid)
         undo_on_error.pop_all()
     return Launched(child, sockets, plan, features, accelerator)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    with child:  # closes its output and waits for it
+        child.kill()
 
 
 def _unlink(path: Path) -> None:

@@ -26,15 +26,18 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 _MINIMUM = (7, 2, 0)
 _DEVICES = (
     "pvpanic-pci",
     "vhost-user-fs-pci",
     "vhost-user-vsock-pci",
     "vhost-vsock-pci",
+    "vfio-pci",
+    "vhost-user-blk-pci",
     "virtio-9p-pci",
     "virtio-mem-pci",
+    "virtio-pmem-pci",
 )
 _NEEDED_ANSWERS = (
     "qmp_capabilities",
@@ -61,7 +64,7 @@ class QemuFeatures:
         machines: machine types of interest.
         devices: optional device types of interest.
         sandbox: built with seccomp.
-        run_with: has ``-run-with`` (older ones spell it ``-chroot``, ``-runas``).
+        run_with_user: ``-run-with`` takes a user (older ones spell it ``-runas``).
         migrate_file: can migrate to ``file:`` (older ones need ``fd:``).
         reconnect_ms: client sockets take ``reconnect-ms`` (older ones ``reconnect``).
         mem_unplug_error: reports DIMM refusals as ``MEM_UNPLUG_ERROR`` as well.
@@ -73,7 +76,7 @@ class QemuFeatures:
     machines: tuple[str, ...]
     devices: tuple[str, ...]
     sandbox: bool
-    run_with: bool
+    run_with_user: bool
     migrate_file: bool
     reconnect_ms: bool
     mem_unplug_error: bool
@@ -164,7 +167,8 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
         machines=tuple(name for name in MACHINES if name in machines),
         devices=tuple(name for name in _DEVICES if name in replies),
         sandbox="sandbox" in options,
-        run_with="run-with" in options,
+        # The one thing QEMU can't be asked: it lists no parameters of this option.
+        run_with_user="run-with" in options and greeting.version >= (9, 1, 0),
         migrate_file=_has_file_transport(schema),
         reconnect_ms="reconnect-ms" in members,
         mem_unplug_error="MEM_UNPLUG_ERROR" in names,

@@ -40,6 +40,8 @@ from vmm.events import (
 )
 from vmm.process import LineTail, Process
 from vmm.qemu.capabilities import NOT_SAVED, UNSAVED, capabilities
+from vmm.qemu.disk_control import DiskControl
+from vmm.qemu.dump import dump_memory
 from vmm.qemu.exit import exit_reason
 from vmm.qemu.hotplug import HotPlug, Removals
 from vmm.qemu.launch import CONSOLE, DEFAULT_CACHE, QMP, launch
@@ -103,8 +105,10 @@ class QemuHypervisor:
         self._lifetime: AbstractAsyncContextManager[None] | None = None
         self._process: Process
         self._qmp: QmpClient
+        self._background: Background
         self._capabilities: Capabilities
         self._hotplug: HotPlug
+        self._disks: DiskControl
         self._resizer: Resizer
         self._snapshots: Snapshots
         self._console_done = trio.Event()
@@ -146,7 +150,7 @@ class QemuHypervisor:
         self._process = Process(launched.child, lambda line: self._events.publish(VmmLog(line)))
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            background = Background(nursery)
+            background = self._background = Background(nursery)
             background.start_soon(self._process.watch)
             try:
                 await self._connect(launched, background)
@@ -176,8 +180,15 @@ class QemuHypervisor:
         await self._or_gone(self._qmp.negotiate, self.spec.spawn_timeout)
         removals = Removals(self._qmp, background)
         self._hotplug = HotPlug(
-            self._qmp, launched.plan, removals, self._capabilities, self._events.publish
+            self._qmp,
+            launched.plan,
+            removals,
+            self._capabilities,
+            self._events.publish,
+            rootless=self.spec.user is not None,
         )
+        self._disks = DiskControl(self._qmp, launched.plan, self._capabilities)
+        await self._disks.limit_as_specified(self.devices.values())
         self._resizer = Resizer(
             self._qmp,
             removals,
@@ -231,6 +242,8 @@ class QemuHypervisor:
             case "GUEST_PANICKED":
                 self._panicked = True
                 self._events.publish(GuestPanicked())
+                if self.spec.panic_dump is not None:
+                    self._background.start_soon(self._end_after_dump, self.spec.panic_dump)
             case "SHUTDOWN":
                 self._shutdown_cause = str(event.data.get("reason", ""))
                 if self._shutdown_cause == "guest-reset":
@@ -241,6 +254,11 @@ class QemuHypervisor:
                 self._events.publish(MemoryChanged(int(event.data["size"])))
             case "BALLOON_CHANGE":
                 self._events.publish(BalloonChanged(int(event.data["actual"])))
+
+    async def _end_after_dump(self, directory: Path) -> None:
+        # QEMU holds a panicked VM still for us, and would hold it for ever.
+        await dump_memory(self._qmp, directory, self.spec.name)
+        self._process.signal(signal.SIGKILL)
 
     async def _await_end(self) -> None:
         await self._process.exited.wait()
@@ -394,7 +412,9 @@ class QemuHypervisor:
     async def attach(self, device: Device, timeout: float = 10.0) -> AttachedDevice:
         """See :meth:`vmm.hypervisor.Hypervisor.attach`."""
         self._need(*_LIVE)
-        return await self._or_gone(self._hotplug.attach, device, timeout)
+        handle = await self._or_gone(self._hotplug.attach, device, timeout)
+        await self._or_gone(self._disks.limit_as_specified, (handle,))
+        return handle
 
     async def detach(self, handle: AttachedDevice, timeout: float) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.detach`."""
@@ -404,19 +424,17 @@ class QemuHypervisor:
     async def resize_block(self, handle: AttachedDevice, size_bytes: int) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_block`."""
         self._need(*_LIVE)
-        await self._or_gone(self._hotplug.resize_block, handle, size_bytes)
+        await self._or_gone(self._disks.resize, handle, size_bytes)
 
     async def set_rate_limit(self, handle: AttachedDevice, *limits: RateLimit | None) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.set_rate_limit`."""
         self._need(*_LIVE)
-        self._capabilities.require("rate_limit", "not with QEMU yet")
-        raise AssertionError(f"claimed but not made: {limits} for {handle.id}")
+        await self._or_gone(self._disks.limit, handle, *limits)
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
         self._need(*_LIVE)
-        self._capabilities.require("counters", "not with QEMU yet")
-        raise AssertionError("claimed but not made: counters")
+        return await self._or_gone(self._disks.counters)
 
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_vcpus`."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 STATE_FILE = "state"
 RECORD_FILE = "vm.json"
 TIMEOUT_S = 120.0
+_LOOK_INTERVAL = 0.01
+_LOOKS = 1000
 _BANDWIDTH = 1 << 40  # bytes per second: as fast as the file takes it
 
 
@@ -57,6 +59,7 @@ class Snapshots:
             await self._prepare()
             await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
             await self._transfer("migrate", state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            await self._settled()
             text = json.dumps(likeness(self._spec, self._features), indent=2)
             await trio.to_thread.run_sync(record.write_text, text + "\n")
         except BaseException:
@@ -105,6 +108,14 @@ class Snapshots:
                     raise await self._failure(command, path)
             raise VmmError(f"{command}: QEMU ended before {path} was done")
         raise ControlTimeout(f"{command} with {path} was not done within {TIMEOUT_S:g} s")
+
+    async def _settled(self) -> None:
+        # Newer QEMUs say that they are done a moment before the VM may go on.
+        for _ in range(_LOOKS):
+            if (await self._qmp.execute("query-status"))["status"] != "finish-migrate":
+                return
+            await trio.sleep(_LOOK_INTERVAL)
+        raise ControlTimeout("QEMU does not finish the migration it has completed")
 
     async def _uri(self, path: Path, flags: int) -> str:
         if self._features.migrate_file:

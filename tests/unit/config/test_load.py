@@ -182,7 +182,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
         enable_hugepages = false
         valid_hypervisor_paths = ["/usr/bin/qemu-system-x86_64"]
         [runtime]
-        internetworking_model = "macvtap"
+        vfio_mode = "vfio"
         [hypervisor.dragonball]
         path = "/usr/bin/dragonball"
         """,
@@ -191,7 +191,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
     assert [w.removeprefix(f"{file}: ") for w in warnings] == [
         "[hypervisor.qemu] enable_iommu has no effect",
         "[hypervisor.dragonball] has no effect",
-        "[runtime] internetworking_model has no effect",
+        "[runtime] vfio_mode has no effect",
     ]
 
 
@@ -297,9 +297,12 @@ def test_runtime_options_that_say_nothing() -> None:
         assert config.warnings == ()
 
 
-def test_runtime_option_of_an_unknown_type_gives_a_warning() -> None:
-    config = load_config(("example.v1.Options", b"\xff"), search=(), environ={})
-    assert config.warnings == ("runtime option of type 'example.v1.Options' has no effect",)
+def test_runtime_option_of_an_unknown_type_is_refused_with_what_is_accepted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(("type.googleapis.com/example.v1.Options", b"\xff"), search=(), environ={})
+    assert caught.value.code == status.INVALID_ARGUMENT
+    assert "'type.googleapis.com/example.v1.Options'" in str(caught.value)
+    assert "runtimeoptions.v1.Options" in str(caught.value)
 
 
 def test_runtime_option_that_is_no_message() -> None:

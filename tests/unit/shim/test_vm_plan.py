@@ -11,7 +11,7 @@ from shim.backends import load_backends
 from shim.config.hypervisors import AnyHypervisor, CloudHypervisor, Firecracker, Qemu
 from shim.config.model import Config, Katapy
 from shim.errors import ConfigError
-from shim.vm_plan import VmPlan, plan_vm
+from shim.vm_plan import VmPlan, needs_vsock, plan_vm
 from vmm.qemu.qemu import QemuHypervisor
 from vmm.spec import FsDevice, NinePDevice, PanicDevice, VmSpec, VsockDevice
 
@@ -35,6 +35,29 @@ def test_qemu() -> None:
     assert device(made.spec, FsDevice).socket == made.virtiofsd_socket
     assert "katapy.channel=serial" in made.spec.cmdline.split()
     assert plan(Qemu(**FILES, machine_type="microvm")).spec.max_vcpus == 0
+
+
+def test_how_far_a_vm_can_grow() -> None:
+    spec = plan(Qemu(**FILES, default_memory=512, default_maxmemory=1024, pcie_root_port=2)).spec
+    assert (spec.memory_limit, spec.memory_hotplug, spec.hotplug_slots) == (
+        1 << 30,
+        "virtio-mem",
+        14,
+    )
+    dimms = plan(Qemu(**FILES, enable_virtio_mem=False)).spec
+    assert (dimms.memory_hotplug, dimms.hotplug_slots) == ("dimm", 12)
+    assert dimms.memory_limit > 2048 << 20
+    assert plan(Qemu(**FILES, machine_type="microvm")).spec.max_memory_bytes == 0
+
+
+def test_vsock_of_qemu_is_the_host_s() -> None:
+    device_ = VsockDevice(cid=7, fd=9)
+    config = Config(hypervisor=Qemu(**FILES), katapy=Katapy(channel="vsock"))
+    assert needs_vsock(config)
+    made = plan_vm(config, name="n", runtime_dir=Path("/r"), netns=None, vsock=device_)
+    assert device(made.spec, VsockDevice) is device_
+    assert made.spec.channel == "vsock"
+    assert not needs_vsock(Config(hypervisor=Firecracker(**FILES)))
 
 
 def test_qemu_with_9p() -> None:

@@ -166,6 +166,20 @@ def test_virtiofsd_commands() -> None:
     assert {"source=/a\\,b", "cache=none", "no_xattr", "announce_submounts"} <= set(settings)
 
 
+def test_arguments_for_virtiofsd_replace_ours_of_the_same_name() -> None:
+    # As in Kata's configuration files.
+    options = virtiofsd.ShareOptions(
+        extra=("--thread-pool-size=4", "--announce-submounts", "--log-level=warn")
+    )
+    rust = virtiofsd.build_command(Path("/v"), "rust", 7, Path("/a"), options)
+    assert [a for a in rust if a.startswith("--thread")] == ["--thread-pool-size=4"]
+    assert rust.count("--announce-submounts") == 1
+    assert rust[-1] == "--log-level=warn"
+    c = virtiofsd.build_command(Path("/v"), "c", 7, Path("/a"), options)
+    assert "--announce-submounts" not in c
+    assert c[-2:] == ["--thread-pool-size=4", "--log-level=warn"]
+
+
 def test_listening_sockets(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("stale")

@@ -13,7 +13,14 @@ RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.mark.parametrize(
-    ("version", "run_with", "migrate_file", "reconnect_ms", "mem_unplug_error", "monitor_object"),
+    (
+        "version",
+        "run_with_user",
+        "migrate_file",
+        "reconnect_ms",
+        "mem_unplug_error",
+        "monitor_object",
+    ),
     [
         ("7.2", False, False, False, True, False),
         ("10.0", True, True, True, False, False),
@@ -22,7 +29,7 @@ RECORDED = Path(__file__).parent / "recorded"
 )
 def test_versions(
     version: str,
-    run_with: bool,
+    run_with_user: bool,
     migrate_file: bool,
     reconnect_ms: bool,
     mem_unplug_error: bool,
@@ -33,7 +40,7 @@ def test_versions(
     assert features.machines == ("q35", "microvm")
     assert "virtio-mem-pci" in features.devices
     assert features.sandbox
-    assert features.run_with is run_with
+    assert features.run_with_user is run_with_user
     assert features.migrate_file is migrate_file
     assert features.reconnect_ms is reconnect_ms
     assert features.mem_unplug_error is mem_unplug_error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from shim.netlink import in_netns
 
 POD_MAC = "02:00:00:00:02:02"
 TIMEOUT = 30.0
@@ -35,13 +38,15 @@ class Netns:
         """Start a program in the namespace."""
         return subprocess.Popen(["ip", "netns", "exec", self.name, *argv], **options)
 
+    def socket(self, family: int, kind: int) -> socket.socket:
+        """A socket that is in the namespace, whoever uses it."""
+        made = in_netns(self.path, lambda: socket.socket(family, kind))
+        made.settimeout(TIMEOUT)
+        return made
+
     def links(self) -> set[str]:
         """The names of its links."""
         return {row["ifname"] for row in self.show("link")}
-
-    def qdiscs(self) -> list[str]:
-        """Its ingress qdiscs, a line each."""
-        return [line for line in self.run("tc", "qdisc").splitlines() if " ingress " in line]
 
 
 def call(*argv: str) -> str:
