@@ -23,6 +23,10 @@ _DIMM_BLOCK = 128 * MIB
 _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
 _NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
+_NEED_PCI = (
+    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware"),
+    *("pmem_cold", "vfio_cold", "vfio_hot"),
+)
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -79,9 +83,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
 def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
     why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
     if not pci:
-        hot = ("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware")
-        hot += ("pmem_cold", "vfio_cold", "vfio_hot")
-        why_not |= dict.fromkeys(hot, "machine type q35")
+        why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
     if not hot_memory:
