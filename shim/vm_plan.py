@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
+from shim.config.hypervisors import AnyHypervisor, Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.resources import Demand, Size, size_rule
 from vmm.arch import architecture, host_architecture
@@ -122,7 +122,7 @@ def plan_vm(
         vcpus=size.vcpus,
         max_vcpus=rule.max_vcpus if machine in _GROWING and not fixed else 0,
         memory_bytes=size.memory_bytes,
-        max_memory_bytes=rule.max_memory if machine in _GROWING and not fixed else 0,
+        max_memory_bytes=rule.max_memory if _memory_grows(vm, machine) and not fixed else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
@@ -136,6 +136,11 @@ def plan_vm(
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
+
+
+def _memory_grows(vm: AnyHypervisor, machine: str) -> bool:
+    # Firecracker has virtio-mem from 1.14 on; an older one refuses a limit that was asked for.
+    return machine in _GROWING or (isinstance(vm, Firecracker) and vm.default_maxmemory > 0)
 
 
 def choose_machine(config: Config) -> str:
