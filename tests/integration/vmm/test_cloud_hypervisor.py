@@ -91,12 +91,12 @@ async def test_resize(standins: Standins, newer_qemu: Path) -> None:
         grown = await vm.resize_memory(512 * MIB + 1, 30)
         assert grown.actual == 514 * MIB
         assert (await vm.resize_memory(256 * MIB, 30)).actual == 256 * MIB
+        await vm.set_balloon(200 * MIB)
         added = await vm.resize_vcpus(2, 20)
         assert (added.actual, added.guest_must_online) == (2, True)
         request = agent_pb2.OnlineCPUMemRequest(nb_cpus=2, cpu_only=True)
         await guest.agent.OnlineCPUMem(request, timeout=LIMIT)
         assert (await vm.resize_vcpus(1, 30)).actual == 1
-        await vm.set_balloon(200 * MIB)
 
 
 async def test_pause_and_connections(standins: Standins) -> None:
