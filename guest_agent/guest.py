@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
-FEATURES = ["clock", "oci-json", "pod-namespaces", "remove-device", "stdio-stream", "sysctl"]
+FEATURES = [
+    *("clock", "listeners", "oci-json", "pod-namespaces", "remove-device", "stdio-stream"),
+    "sysctl",
+]
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 _IO_COST = "/sys/fs/cgroup/io.cost.qos"  # in the root group where groups have a weight
 _SERVING = 1

@@ -22,6 +22,7 @@ from .container import BASE, Runtime
 from .crun import Crun
 from .guest import Guest
 from .iptables import IpTables
+from .listeners import Listeners
 from .log import log, set_level
 from .loop import Event, Loop, Nursery
 from .network import Network
@@ -127,7 +128,11 @@ def _build(
         Containers.WAITS,
     )
     server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)
-    server.add(katapy_extension.SERVICES, {**guest.extension, "Stdio": containers.stdio})
+    server.add(
+        katapy_extension.SERVICES,
+        {**guest.extension, **Listeners(loop).extension, "Stdio": containers.stdio},
+        frozenset({"WaitListeners"}),
+    )
     return server, finished
 
 

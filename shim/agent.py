@@ -51,9 +51,8 @@ class Agent:
         self.boot_stamps = boot_stamps
         self._client = client
         self._kata: Any = stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
+        self._extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
         self._health: Any = stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
-        extension = extension_pb2.DESCRIPTOR.services_by_name["Extension"]
-        self._extension: Any = stub(client, extension)
 
     async def check(self, timeout: float = HEALTH_TIMEOUT_S) -> None:
         """Ask whether the agent serves.
@@ -127,6 +126,20 @@ class Agent:
         except TtrpcError as err:
             if err.code != status.UNIMPLEMENTED:
                 raise
+
+    async def wait_listeners(self, known: set[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Return the guest's listening ports once they are others than the known ones.
+
+        Only with the feature ``listeners``.
+
+        Args:
+            known: protocol ("tcp" or "udp") and port of each.
+        """
+        request = extension_pb2.WaitListenersRequest(
+            known=[extension_pb2.Listener(protocol=name, port=port) for name, port in known]
+        )
+        reply = await self._extension.WaitListeners(request)
+        return {(entry.protocol, entry.port) for entry in reply.now}
 
     async def destroy_sandbox(self, timeout: float) -> None:
         """End every container and power the VM off."""

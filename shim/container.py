@@ -78,7 +78,7 @@ class Container:
         pid: int,
         cleanup: Rollback,
         publish: Publish,
-        started: Callable[[], Awaitable[None]],
+        started: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.id = request.container_id
         self.bundle = request.bundle
@@ -86,7 +86,7 @@ class Container:
         self._pod = pod
         self._cleanup = cleanup
         self._publish = publish
-        self._started = started
+        self._started = started or _nothing
         self._execs: dict[str, tuple[Process, ExecProcess]] = {}
         self.deleting = False
 

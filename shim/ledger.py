@@ -48,6 +48,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+LOGGER_ROLE = "logger"
+"""Role of a process that ends by itself once its input has: it may do so first."""
+
+
 def state_dir() -> str:
     """The directory of all ledgers: $KATAPY_STATE_DIR, else the default."""
     return os.environ.get("KATAPY_STATE_DIR") or DEFAULT_STATE_DIR
@@ -191,17 +195,18 @@ class Ledger:
         if missing:
             raise ValueError(f"ledger entry {kind} needs {', '.join(missing)}")
         entry = Entry(self._next, kind, fields)
-        try:
-            self._write({**self._entries, entry.id: entry})
-        except OSError as error:
-            raise Internal(f"{self.path} can't be written: {error.strerror}") from error
+        self._record({**self._entries, entry.id: entry})
         self._next += 1
         return entry
 
     def update(self, entry: Entry, **fields: Value) -> None:
-        """Change fields of an entry, such as the pid once it is known."""
+        """Change fields of an entry, such as the pid once it is known.
+
+        Raises:
+            Internal: it could not be recorded.
+        """
         changed = Entry(entry.id, entry.kind, {**entry.fields, **fields})
-        self._write({**self._entries, entry.id: changed})
+        self._record({**self._entries, entry.id: changed})
         entry.fields = changed.fields
         self._entries[entry.id] = entry
 
@@ -244,6 +249,12 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _record(self, entries: dict[int, Entry]) -> None:
+        try:
+            self._write(entries)
+        except OSError as error:
+            raise Internal(f"{self.path} can't be written: {error.strerror}") from error
 
     def _write(self, entries: dict[int, Entry]) -> None:
         if self._lock_fd < 0:

@@ -21,9 +21,10 @@ from shim import process_table
 from shim.cgroup.pod_cgroup import PodCgroup, make_pod_cgroup
 from shim.config.model import Config
 from shim.errors import ResourceExhausted
-from shim.ledger import Ledger
+from shim.ledger import Entry, Ledger
 from shim.log import Log
-from shim.net.netns import is_hosts, netns_path, open_netns
+from shim.net.host_proxy import HostProxy
+from shim.net.netns import is_hosts, netns_path, new_netns, open_netns
 from shim.net.pod_network import PodNetwork
 from shim.net.wiring import allow_host_network, plan_wiring
 from shim.oci.pod import PodSettings
@@ -124,9 +125,9 @@ class PodBuilder:
         size = self._boot_size(spec)
         await self._make_cgroup(spec)
         vsock: VsockDevice | None = None
-        netns = await self._open_netns(spec)
+        netns, for_host = await self._open_netns(spec)
         try:
-            network = self._make_network(netns, spec)
+            network = self._make_network(netns, spec, for_host=for_host)
             cards = await network.connect() if network is not None else ()
             if needs_vsock(self._config):
                 vsock = self._backends.vsock(self._runtime_dir)
@@ -200,31 +201,47 @@ class PodBuilder:
             log_console=self._config.hypervisor.enable_debug,
         )
 
-    async def _open_netns(self, spec: dict[str, Any]) -> int | None:
+    async def _open_netns(self, spec: dict[str, Any]) -> tuple[int | None, bool]:
         """Open the namespace the VM is to be in; None for the host's.
+
+        Returns:
+            The namespace, and whether it stands in for the host's.
 
         Raises:
             Unimplemented: the pod asks for the host's network, and such pods are refused.
         """
         if self._config.runtime.disable_new_netns:
-            return None
+            return None, False
         netns = await trio.to_thread.run_sync(open_netns, spec)
-        if netns is None:
-            self._log.warning(allow_host_network(self._config))
-        elif is_hosts(netns):
+        if netns is not None:
+            if not is_hosts(netns):
+                return netns, False
             os.close(netns)
-            self._log.warning(allow_host_network(self._config))
-            return None
-        return netns
+        self._log.warning(allow_host_network(self._config))
+        if self._config.katapy.host_network == "proxy":
+            return await trio.to_thread.run_sync(new_netns), True
+        return None, False
 
-    def _make_network(self, netns: int | None, spec: dict[str, Any]) -> PodNetwork | None:
+    def _make_network(
+        self, netns: int | None, spec: dict[str, Any], *, for_host: bool
+    ) -> PodNetwork | None:
         wiring = plan_wiring(self._config)
         if netns is None or wiring.model == "none":
             return None
+        proxy = None
+        if for_host:
+            proxy = HostProxy(
+                self._config.katapy.slirp4netns,
+                self._runtime_dir,
+                ledger=self._ledger,
+                cleanup=self._cleanup,
+                log=self._log,
+            )
         return PodNetwork(
             netns,
-            netns_path(spec),
+            "" if for_host else netns_path(spec),
             wiring=wiring,
+            proxy=proxy,
             ledger=self._ledger,
             cleanup=self._cleanup,
             log=self._log,
@@ -262,24 +279,36 @@ class PodBuilder:
             self._cleanup.push("the pod's host cgroup", cgroup.remove)
 
     def _recorder(self, role: str) -> Recorder:
-        """Enter what a backend makes into the ledger, and forget it when it is gone."""
+        """Enter what a backend makes into the ledger, and forget it when it is gone.
+
+        Its process is announced with the first of its sockets, by what its command line
+        will hold, so that one is found whose pid this shim did not live to record.
+        """
+        announced: Entry | None = None
 
         def record(kind: str, value: str | int) -> None:
+            nonlocal announced
+            if announced is None:
+                announced = self._ledger.add(
+                    "process", pid=0, start_time=0, role=role, marker=str(self._runtime_dir)
+                )
+                self._forget_at_end(announced)
             if kind == "process":
                 started = process_table.start_time(int(value)) or 0
-                entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
+                self._ledger.update(announced, pid=int(value), start_time=started)
                 if self.cgroup is not None:
                     self.cgroup.add(int(value))
             elif kind == "tree":
-                entry = self._ledger.add("dir", path=str(value), tree=True)
+                self._forget_at_end(self._ledger.add("dir", path=str(value), tree=True))
             elif kind == "mount":
-                entry = self._ledger.add("mount", target=str(value))
+                self._forget_at_end(self._ledger.add("mount", target=str(value)))
             else:
-                entry = self._ledger.add(kind, path=str(value))
-
-            async def forget() -> None:
-                self._ledger.remove(entry)
-
-            self._cleanup.push(f"ledger entry {kind} {value}", forget)
+                self._forget_at_end(self._ledger.add(kind, path=str(value)))
 
         return record
+
+    def _forget_at_end(self, entry: Entry) -> None:
+        async def forget() -> None:
+            self._ledger.remove(entry)
+
+        self._cleanup.push(f"ledger entry {entry!r}", forget)

@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from shim import process_table
 from shim.agent import Agent
 from shim.annotations import annotated
 from shim.config.model import Config
@@ -30,7 +31,7 @@ from shim.errors import (
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
-from shim.ledger import Ledger
+from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.namespaces import joined_namespaces
@@ -90,6 +91,7 @@ class Sandbox:
         self._refusal = refusal
         self._namespace = namespace
         self._given_config = self._config = config
+        self._ledger = ledger
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -303,7 +305,15 @@ class Sandbox:
             paths.terminal,
             container_id=container_id,
             namespace=self._namespace,
+            record=partial(self._record_logger, container_id),
         )
+
+    def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
+        started = process_table.start_time(pid) or 0
+        entry = self._ledger.add(
+            "process", pid=pid, start_time=started, role=LOGGER_ROLE, container=container_id
+        )
+        return partial(self._ledger.remove, entry)
 
     async def settle_network(self) -> None:
         """Have the guest's links be what the pod's are now."""

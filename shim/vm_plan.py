@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from shim.config.hypervisors import AnyHypervisor, Firecracker, Qemu, SharingHypervisor
+from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.resources import Demand, Size, size_rule
 from vmm.arch import architecture, host_architecture
@@ -113,16 +113,20 @@ def plan_vm(
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
     fixed = config.runtime.static_sandbox_resource_mgmt
+    grows = machine in _GROWING and not fixed
+    # From 1.14 on; an older Firecracker refuses a limit, so only one that was set is asked for.
+    memory_grows = isinstance(vm, Firecracker) and vm.default_maxmemory > 0 and not fixed
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
-        name=name,
+        # QEMU's command line has no other path of the sandbox for the ledger to find it by.
+        name=f"{name}@{runtime_dir}" if isinstance(vm, Qemu) else name,
         arch=config.katapy.guest_arch,
         machine=machine,
         vcpus=size.vcpus,
-        max_vcpus=rule.max_vcpus if machine in _GROWING and not fixed else 0,
+        max_vcpus=rule.max_vcpus if grows else 0,
         memory_bytes=size.memory_bytes,
-        max_memory_bytes=rule.max_memory if _memory_grows(vm, machine) and not fixed else 0,
+        max_memory_bytes=rule.max_memory if grows or memory_grows else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
@@ -136,11 +140,6 @@ def plan_vm(
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
-
-
-def _memory_grows(vm: AnyHypervisor, machine: str) -> bool:
-    # Firecracker has virtio-mem from 1.14 on; an older one refuses a limit that was asked for.
-    return machine in _GROWING or (isinstance(vm, Firecracker) and vm.default_maxmemory > 0)
 
 
 def choose_machine(config: Config) -> str:

@@ -31,3 +31,8 @@ def fetch_cni_plugins() -> Unpacked:
     """The reference CNI plugins."""
     programs = [f"/usr/lib/cni/{name}" for name in CNI_PLUGINS]
     return fetch_debs("bookworm", ["containernetworking-plugins"], programs)
+
+
+def fetch_slirp4netns() -> Unpacked:
+    """The program behind ``host_network = "proxy"``, as /usr/bin/slirp4netns."""
+    return fetch_debs("bookworm", ["slirp4netns"], ["/usr/bin/slirp4netns"])

@@ -36,6 +36,7 @@ class Hypervisor:
     """What every hypervisor has."""
 
     name: ClassVar[Name]
+    vcpu_limit: ClassVar[int] = _MAX_VCPUS
     # Whether it takes open taps; otherwise they exist by name, and outlive it.
     takes_open_taps: ClassVar[bool] = True
 
@@ -89,7 +90,8 @@ class Hypervisor:
 
     def max_vcpus(self, host_cpus: int) -> int:
         """Return how many vCPUs a VM may ever have; 0 in the file means the host's number."""
-        return max(self.default_maxvcpus or host_cpus, self.boot_vcpus(host_cpus))
+        most = max(self.default_maxvcpus or host_cpus, self.boot_vcpus(host_cpus))
+        return min(most, self.vcpu_limit)
 
     def max_memory(self, host_mib: int) -> int:
         """Return the MiB a VM may ever have; 0 in the file means the host's memory."""
@@ -133,6 +135,7 @@ class Firecracker(Hypervisor):
     """``[hypervisor.firecracker]``: no shared directories, vCPUs as at boot."""
 
     name: ClassVar[Name] = "firecracker"
+    vcpu_limit: ClassVar[int] = _FIRECRACKER_VCPUS
     takes_open_taps: ClassVar[bool] = False
 
     default_vcpus: float = key(1.0, rules.number(-1, _FIRECRACKER_VCPUS, _HOST_CPUS))
@@ -147,10 +150,6 @@ class Firecracker(Hypervisor):
     # Ours. Hot-plug over it is what Firecracker calls a preview, so the operator says so.
     enable_pci: bool = key(False, rules.flag())
     disable_seccomp: bool = key(False, rules.flag())
-
-    def max_vcpus(self, host_cpus: int) -> int:
-        """See :meth:`Hypervisor.max_vcpus`."""
-        return min(_FIRECRACKER_VCPUS, Hypervisor.max_vcpus(self, host_cpus))
 
 
 @dataclass(frozen=True, slots=True)

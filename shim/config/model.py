@@ -58,7 +58,8 @@ class Katapy:
     guest_arch: str = key("", rules.choice("", *ARCHITECTURES))
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
-    host_network: str = key("refuse", rules.choice("refuse", "none"))
+    host_network: str = key("refuse", rules.choice("refuse", "none", "proxy"))
+    slirp4netns: Path | None = key(None, rules.found_path("slirp4netns on the PATH"))
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(

@@ -36,7 +36,7 @@ def open_netns(spec: dict[str, Any]) -> int | None:
         return None
     path = wanted.get("path")
     if not path:
-        return _new_netns()
+        return new_netns()
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
@@ -63,7 +63,12 @@ def _entry(spec: dict[str, Any]) -> dict[str, Any] | None:
     return next((entry for entry in namespaces if entry.get("type") == "network"), None)
 
 
-def _new_netns() -> int:
+def new_netns() -> int:
+    """Make a network namespace and return a descriptor of it, which the caller closes.
+
+    Raises:
+        Internal: the kernel refuses.
+    """
     made: list[int] = []
     failed: list[OSError] = []
 

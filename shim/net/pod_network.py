@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from shim.log import Log
 from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
 from shim.net.endpoint import Part, Wiring
+from shim.net.host_proxy import HostProxy
 from shim.net.links import Link, Scan
 from shim.net.monitor import NetworkMonitor
 from shim.net.scan import scan
@@ -59,6 +60,8 @@ class PodNetwork:
         netns: descriptor of the pod's network namespace; this object closes its own copy.
         path: the namespace's path, for the ledger; "" when it has none.
         wiring: how its links are connected.
+        proxy: connects the namespace to the host's network first; None when others have
+            given it its links.
         ledger: takes what is made before it is.
         cleanup: the pod's rollback stack.
         log: the shim's log.
@@ -70,6 +73,7 @@ class PodNetwork:
         path: str,
         *,
         wiring: Wiring,
+        proxy: HostProxy | None = None,
         ledger: Ledger,
         cleanup: Rollback,
         log: Log,
@@ -77,9 +81,11 @@ class PodNetwork:
         self._netns = os.dup(netns)
         self._path = path
         self._wiring = wiring
+        self._proxy = proxy
         self._ledger = ledger
         self._log = log
         self._cards: dict[int, _Card] = {}
+        self._stale: list[_Card] = []
         self._descriptors: list[int] = []
         self._monitor: NetworkMonitor | None = None
         self._vm: tuple[Hypervisor, Agent] | None = None
@@ -99,6 +105,8 @@ class PodNetwork:
         Raises:
             FailedPrecondition, Internal: a link can't be connected.
         """
+        if self._proxy is not None:
+            await self._proxy.start(self._netns)
         # Opened before the first look, so that nothing is missed after it.
         self._monitor = await self._in_netns(NetworkMonitor)
         for link in (await self._scan()).links:
@@ -131,6 +139,19 @@ class PodNetwork:
 
     async def watch(self) -> None:
         """Follow the pod's network until cancelled."""
+        assert self._vm is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_namespace)
+            if self._proxy is not None:
+                nursery.start_soon(self._watch_ports, self._proxy, self._vm[1])
+
+    async def _watch_ports(self, proxy: HostProxy, agent: Agent) -> None:
+        try:
+            await proxy.reflect(agent)
+        except Exception as err:
+            self._log.error(f"the pod's ports are no longer followed at the host: {err!r}")
+
+    async def _watch_namespace(self) -> None:
         assert self._monitor is not None
         while True:
             await self._monitor.wait()
@@ -172,7 +193,7 @@ class PodNetwork:
         connected = {index: card.link for index, card in self._cards.items()}
         changes = plan_changes(connected, found)
         for index in changes.gone:
-            await self._unplug(hypervisor, index)
+            await self._unplug(hypervisor, agent, index)
         for link in changes.new:
             if self._refused.get(link.index) == link:
                 continue
@@ -183,7 +204,12 @@ class PodNetwork:
                 self._refused[link.index] = link
                 self._log.error(f"link {link.name} is not connected to the VM: {err!r}")
         for link in changes.changed:
-            await agent.update_interface(guest.interface(link))
+            card = self._cards[link.index]
+            # A guest's driver takes no MTU beyond the one its card was made with.
+            fitting = replace(link, mtu=min(link.mtu, card.device.mtu))
+            await agent.update_interface(guest.interface(fitting))
+            if link.name != card.link.name:
+                self._rename(card, link)
         await self._tell_routes(agent, changes.routes)
         await self._tell_neighbours(agent, changes.neighbours)
         for link in found.links:
@@ -209,15 +235,19 @@ class PodNetwork:
             self.release_descriptors()
         self._log.info(f"link {link.name} is plugged into the VM")
 
-    async def _unplug(self, hypervisor: Hypervisor, index: int) -> None:
+    async def _unplug(self, hypervisor: Hypervisor, agent: Agent, index: int) -> None:
         card = self._cards[index]
+        name = card.link.name
         if card.handle is None:
-            note = "is gone; its card was there at boot and stays in the VM without it"
-            self._note(f"link {card.link.name} {note}")
+            # A card that was there at boot stays; out of the way of a link of the same name.
+            stale = replace(card.link, name=f"gone{index}", addresses=())
+            await agent.update_interface(guest.interface(stale))
+            self._stale.append(self._cards.pop(index))
+            self._log.warning(f"link {name} is gone; the VM keeps its card without an address")
             return
         await hypervisor.detach(card.handle, DETACH_TIMEOUT_S)
         await self._forget(card)
-        self._log.info(f"link {card.link.name} is gone and unplugged from the VM")
+        self._log.info(f"link {name} is gone and unplugged from the VM")
 
     async def _tell_routes(self, agent: Agent, links: list[Link] | tuple[Link, ...]) -> None:
         if routes := guest.routes(links):
@@ -259,6 +289,12 @@ class PodNetwork:
             self._ledger.remove(entry)
         self._cards.pop(card.link.index, None)
 
+    def _rename(self, card: _Card, link: Link) -> None:
+        """Have what undoes a card know its link's present name."""
+        card.parts = endpoint.parts(link, self._wiring)
+        for part, entry in zip(card.parts, card.entries, strict=False):
+            self._ledger.update(entry, **part.fields)
+
     async def _scan(self) -> Scan:
         def look() -> Scan:
             with RouteSocket() as channel:
@@ -283,7 +319,7 @@ class PodNetwork:
     async def _close(self) -> None:
         self._vm = None
         self.release_descriptors()
-        for card in list(self._cards.values()):
+        for card in [*self._stale, *self._cards.values()]:
             try:
                 await self._forget(card)
             except OSError as err:

@@ -51,9 +51,14 @@ def allow_host_network(config: Config) -> str:
     Raises:
         Unimplemented: the configuration refuses such pods.
     """
-    if config.katapy.host_network == "refuse":
-        raise Unimplemented(
-            "this pod asks for the host's network, which a VM can't be in; with [katapy] "
-            "host_network = 'none' such pods run without a network"
-        )
-    return "this pod asks for the host's network and runs without one ([katapy] host_network)"
+    match config.katapy.host_network:
+        case "refuse":
+            raise Unimplemented(
+                "this pod asks for the host's network, which a VM can't be in; with [katapy] "
+                "host_network = 'none' such pods run without a network, with 'proxy' they "
+                "reach it through slirp4netns"
+            )
+        case "proxy":
+            return "this pod asks for the host's network and reaches it through slirp4netns"
+        case _:
+            return "this pod asks for the host's network and runs without one"

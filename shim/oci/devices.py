@@ -105,6 +105,18 @@ def device_rules(
     return [dict(_DEFAULT_RULES[0]), *kept, *map(dict, _DEFAULT_RULES[1:]), *own]
 
 
+def is_privileged(linux: Mapping[str, Any]) -> bool:
+    """Whether a container is to have every device there is, as privileged ones are.
+
+    Its spec lists the host's nodes and allows all; here the guest's stand for them.
+
+    Args:
+        linux: the spec's ``linux`` section.
+    """
+    rules = linux.get("resources", {}).get("devices", ())
+    return bool(linux.get("devices")) and bool(rules) and _allows_everything(rules[-1])
+
+
 def _guest_rule(
     rule: Mapping[str, Any], numbers: Mapping[tuple[Any, Any, Any], Mapping[str, Any]]
 ) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shim.oci.devices import device_rules, guest_devices
+from shim.oci.devices import device_rules, guest_devices, is_privileged
 from shim.oci.mounts import GUEST_SHM, guest_mounts
 from shim.oci.resources import GuestLimits, guest_resources
 
@@ -21,6 +21,8 @@ CGROUP_PARENT = "/katapy"
 """Cgroup in the guest under which each container has its own."""
 VM_NETWORK = "/proc/1/ns/net"
 """The VM's network namespace, as a process in the guest sees it."""
+EVERY_DEVICE = "io.katapy.every-device"
+"""Annotation that has our agent give a container all of the guest's device nodes."""
 OCI_VERSION = "1.0.2"
 NOFILE_MAX = 1 << 20
 """The guest kernel's fs.nr_open; a higher hard limit on descriptors is EPERM."""
@@ -93,6 +95,9 @@ def guest_spec(
     guest_linux["resources"]["devices"] = device_rules(
         resources.get("devices", ()), kept_devices, host_devices=linux.get("devices", ())
     )
+    own_annotations = {k: v for k, v in spec.get("annotations", {}).items() if k != EVERY_DEVICE}
+    if is_privileged(linux):
+        own_annotations[EVERY_DEVICE] = "true"
     if seccomp and "seccomp" in linux:
         # A listener is a socket of the host.
         guest_linux["seccomp"] = {
@@ -105,7 +110,7 @@ def guest_spec(
         "root": {**spec.get("root", {}), "path": rootfs_path},
         "mounts": guest_mounts(spec, mount_sources, shm=shm_path),
         "linux": guest_linux,
-        "annotations": {**spec.get("annotations", {}), **(annotations or {})},
+        "annotations": {**own_annotations, **(annotations or {})},
     }
     # The others are the host's.
     if "startContainer" in spec.get("hooks", {}):

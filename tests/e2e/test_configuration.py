@@ -20,8 +20,7 @@ Configured = Callable[[str], tuple[str, str]]
 def test_a_container_over_the_vsock_channel(
     ctr: Ctr, configured: Configured, vhost_device_vsock: Path
 ) -> None:
-    # The given configuration ends in [katapy].
-    sections = f'channel = "vsock"\nvhost_device_vsock = "{vhost_device_vsock}"'
+    sections = f'[katapy]\nchannel = "vsock"\nvhost_device_vsock = "{vhost_device_vsock}"'
     name = ctr.start("sleep", "1000", options=configured(sections))
     assert "vsock" in vmm_of(ctr, name).command
     assert ctr.exec(name, "echo", "over vsock").text == "over vsock"
@@ -32,7 +31,7 @@ def test_a_container_over_the_vsock_channel(
 def test_the_vsock_channel_without_a_vsock(ctr: Ctr, configured: Configured) -> None:
     if Path("/dev/vhost-vsock").exists():
         pytest.skip("this host's kernel has vsock")
-    sections = 'channel = "vsock"\nvhost_device_vsock = "/no/such/daemon"'
+    sections = '[katapy]\nchannel = "vsock"\nvhost_device_vsock = "/no/such/daemon"'
     output = ctr.run("true", options=configured(sections))
     assert output.code != 0
     assert "/no/such/daemon" in output.error

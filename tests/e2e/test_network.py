@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lib.tools import fetch_cni_plugins
+from deploy.lib.tools import fetch_cni_plugins, fetch_slirp4netns
 from tests.support import versions
 from tests.support.ctr import RUN_TIMEOUT, Ctr
 from tests.support.pod_netns import Netns, join_by_veth, new_netns
@@ -158,6 +158,34 @@ def test_links_that_come_and_go_while_it_runs(ctr: Ctr, pod: Netns, world: Netns
     assert pod.links() == {"lo"}
 
 
+def test_a_link_renamed_resized_and_replaced(ctr: Ctr, pod: Netns, world: Netns) -> None:
+    join_by_veth(pod, world)
+    name = ctr.start("sleep", "1000", options=in_pod(pod))
+
+    def shows(what: str, link: str) -> None:
+        eventually(
+            lambda: what in ctr.exec(name, "ip", "addr", "show", "dev", link).text,
+            f"{what} of {link}",
+            timeout=SEEN,
+        )
+
+    pod.ip("link", "set", "eth0", "down")
+    pod.ip("link", "set", "eth0", "name", "uplink0", "mtu", "1300", "up")
+    shows("mtu 1300", "uplink0")
+    shows("192.0.2.2", "uplink0")
+    pod.ip("link", "set", "uplink0", "down")
+    pod.ip("link", "set", "uplink0", "name", "eth0", "up")
+    shows("192.0.2.2", "eth0")
+    # Its card was there at boot, and can't be unplugged.
+    pod.ip("link", "del", "eth0")
+    join_by_veth(pod, world, mac="02:00:00:00:02:03")
+    shows("02:00:00:00:02:03", "eth0")
+    shows("192.0.2.2", "eth0")
+    assert ctr.exec(name, "ping", "-c", "2", "-W", "5", "192.0.2.1").code == 0
+    ctr.remove_all()
+    assert_untouched(pod)
+
+
 def test_two_links_each_with_its_routes(ctr: Ctr, pod: Netns, world: Netns) -> None:
     join_by_veth(pod, world)
     pod.ip("link", "add", "net1", "mtu", "9000", "type", "veth", "peer", "name", "w1",
@@ -223,6 +251,40 @@ def test_the_hosts_network_is_refused_or_left_out(
     output = ctr.run("ls", "/sys/class/net", options=["--net-host", *option])
     assert output.code == 0, output.error
     assert output.text == "lo"
+
+
+def test_the_hosts_network_through_sockets_of_the_host(
+    ctr: Ctr, world: Netns, configured: Callable[[str], tuple[str, str]]
+) -> None:
+    """The daemon's own network is the host's here; it has a loopback for sure."""
+    packages = versions.obtain("slirp4netns", "bookworm", fetch_slirp4netns)
+    program = packages.program("/usr/bin/slirp4netns")
+    option = configured(f'[katapy]\nhost_network = "proxy"\nslirp4netns = "{program}"')
+    name = ctr.start("sleep", "1000", options=["--net-host", *option])
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(SEEN)
+        got = pool.submit(take_all, listener)
+        # The host's loopback is the gateway's address, as slirp4netns has it.
+        sent = ctr.exec(name, "sh", "-c", f"echo out | nc 10.0.2.2 {listener.getsockname()[1]}")
+        assert sent.code == 0, sent.error
+        assert got.result(SEEN) == hashlib.sha256(b"out\n").hexdigest()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]  # free again in a moment
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(ctr.exec, name, "nc", "-l", "-p", str(port))
+        sock = eventually(lambda: dial_host(port), "the port at the host", timeout=SEEN)
+        assert sock is not None
+        with sock:
+            sock.sendall(b"in\n")
+        assert told.result(SEEN).text == "in"
+    eventually(lambda: dial_host(port) is None, "the port is free again", timeout=SEEN)
+
+
+def dial_host(port: int) -> socket.socket | None:
+    try:
+        return socket.create_connection(("127.0.0.1", port), 5)
+    except ConnectionRefusedError:
+        return None
 
 
 @pytest.mark.core

@@ -159,6 +159,19 @@ def test_confinement(pod: Pod, tmp_path: Path) -> None:
         spec["process"]["capabilities"][kind] += ["CAP_SYS_RAWIO"]
     assert pod.run(spec).text == "opened"
 
+    # Privileged: the guest's devices in place of the host's, but not the agent's port
+    script = "ls /dev; head -c 1 /dev/vda | wc -c"
+    spec = pod.spec(
+        ["sh", "-c", script],
+        devices=[{"path": "/dev/sdx", "type": "b", "major": 8, "minor": 400}],
+        resources={"devices": [{"allow": True, "access": "rwm"}]},
+    )
+    words = pod.run(spec).text.split()
+    assert {"vda", "kmsg", "null"} <= set(words)
+    assert "sdx" not in words
+    assert not [word for word in words if word.startswith("vport")]
+    assert words[-1] == "1"  # the byte of the disk
+
     # Propagation of the root
     for word, mark in (("rshared", "shared:"), ("rslave", "master:"), ("rprivate", "- ")):
         script = "grep ' / / ' /proc/self/mountinfo || grep -m1 ' / ' /proc/self/mountinfo"
@@ -194,9 +207,12 @@ def test_limits(pod: Pod, events: Events) -> None:
         f"for f in {' '.join(files)}; do cat $f 2>&1; done;"
         "(for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait);"
         "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done;"
+        "busybox fallocate -l 4M /huge/a; busybox fallocate -l 2M /huge/b || echo full;"
         "grep -E 'nr_throttled' cpu.stat"
     )
     spec = pod.spec(["sh", "-c", script], resources=resources)
+    spec["mounts"].append({"destination": "/huge", "type": "hugetlbfs", "source": "none",
+                           "options": ["pagesize=2M"]})  # fmt: skip
     spec["mounts"].append(
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
     )
@@ -207,6 +223,8 @@ def test_limits(pod: Pod, events: Events) -> None:
         *("7", str(60 * MIB), str(4 * MIB), "0"),
     ], output.error
     assert "can't fork" in output.error
+    assert lines[-2] == "full", output.error
+    assert output.error.count("No space left") == 1
     assert int(lines[-1].split()[1]) > 0
 
     # The guest's OOM killer, and its event before the exit

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from protos.containerd import cgroups_v1_pb2
 from tests.support.ctr import Ctr
 from tests.support.runtime_processes import vmm_of
-from tests.support.task_api import update
+from tests.support.task_api import stats, update
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
@@ -64,11 +65,12 @@ def _status(pid: int, field: str) -> int:
 
 def test_pod_grows_and_shrinks(ctr: Ctr, configured: Callable[[str], tuple[str, str]]) -> None:
     config = configured(SMALL)
-    pod = _start_pod(ctr, config)
+    sandbox = _start_pod(ctr, config)
+    pod = _start_member(ctr, config, sandbox, "--cpu-shares", "2")  # asks for nothing
     cpus, memory = _seen(ctr, pod)
     assert cpus == 1
     assert 150 < memory <= 256
-    member = _start_member(ctr, config, pod, "--cpus", "1.5", "--memory-limit", str(300 * MIB))
+    member = _start_member(ctr, config, sandbox, "--cpus", "1.5", "--memory-limit", str(300 * MIB))
     cpus, grown = _seen(ctr, pod)
     assert cpus == 2
     assert grown - memory == pytest.approx((300 + 96) * 64 / 63 - 256, abs=4)
@@ -102,8 +104,9 @@ def test_sized_at_the_start_and_freed_memory_goes_back(
 ) -> None:
     config = configured(SMALL)
     asked = {"cpu_quota": "200000", "cpu_period": "100000", "memory": str(450 * MIB)}
-    pod = _start_pod(ctr, config, **{f"sandbox_{key}": value for key, value in asked.items()})
-    vmm = vmm_of(ctr, pod)
+    sandbox = _start_pod(ctr, config, **{f"sandbox_{key}": value for key, value in asked.items()})
+    vmm = vmm_of(ctr, sandbox)
+    pod = _start_member(ctr, config, sandbox)
     assert "-smp cpus=2,maxcpus=3" in vmm.command
     cpus, memory = _seen(ctr, pod)
     assert cpus == 2
@@ -124,3 +127,21 @@ def test_fixed_size(ctr: Ctr, configured: Callable[[str], tuple[str, str]]) -> N
     update(ctr, name, {"cpu": {"quota": 300_000}, "memory": {"limit": 700 * MIB}})
     assert _seen(ctr, name) == before
     assert _limit(ctr, name, "memory.max") == str(700 * MIB)
+
+
+def test_counters(ctr: Ctr) -> None:
+    options = ["--snapshotter", "blockfile", "--memory-limit", str(200 * MIB)]
+    name = ctr.start("sleep", "1000", options=options)
+    script = "dd if=/dev/zero of=/f bs=1M count=8 conv=fsync; i=0; while [ $i -lt 9999 ]; do"
+    assert ctr.exec(name, "sh", "-c", f"{script} i=$((i+1)); done").code == 0
+    found = stats(ctr, name)
+    assert found.pids.current == 1
+    if isinstance(found, cgroups_v1_pb2.Metrics):
+        assert found.cpu.usage.total > 10**7
+        assert (found.memory.usage.limit, found.memory.usage.usage > 0) == (200 * MIB, True)
+        written = [e.value for e in found.blkio.io_service_bytes_recursive if e.op == "Write"]
+    else:
+        assert found.cpu.usage_usec > 10**4
+        assert (found.memory.usage_limit, found.memory.usage > 0) == (200 * MIB, True)
+        written = [entry.wbytes for entry in found.io.usage]
+    assert sum(written) >= 8 * MIB

@@ -28,7 +28,7 @@ from deploy.lib.runtime import prepare_runtime
 from protos.containerd import task_v2_pb2
 from shim import process_table, sweeper
 from shim.launcher import render_launcher
-from shim.ledger import Ledger, find_all
+from shim.ledger import Ledger, find_all, runtime_dir
 from shim.ttrpc.client import open_client
 from tests.support.waiting import eventually
 
@@ -65,6 +65,27 @@ class Installation:
         )
         self.launcher.chmod(0o755)
 
+    def run(self, name: str, bundle: Path, verb: str) -> bytes:
+        """Execute the shim as containerd does, and return what it printed."""
+        return subprocess.run(
+            [
+                self.launcher,
+                *("-namespace", "default", "-address", self.root / "c.sock", "-id", name),
+                *("-publish-binary", "", "-bundle", bundle, verb),
+            ],
+            cwd=bundle,
+            env={
+                "PATH": os.environ["PATH"],
+                **self.runtime.env,
+                "KATAPY_STATE_DIR": str(self.state),
+                "KATAPY_TEST_FAULT": str(self.control),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=30,
+            check=True,
+        ).stdout
+
     def start(self, name: str) -> Shim:
         """Start a shim as containerd does, for a bundle with a container in it."""
         bundle = self.root / name
@@ -76,32 +97,14 @@ class Installation:
         os.mkfifo(bundle / "log")
         log = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
         (bundle / "config.json").write_text(json.dumps(_spec(volume)))
-        done = subprocess.run(
-            [
-                self.launcher,
-                *("-namespace", "default", "-address", self.root / "c.sock"),
-                *("-id", name, "-publish-binary", "", "start"),
-            ],
-            cwd=bundle,
-            env={
-                "PATH": os.environ["PATH"],
-                **self.runtime.env,
-                "KATAPY_STATE_DIR": str(self.state),
-                "KATAPY_TEST_FAULT": str(self.control),
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        started = self.run(name, bundle, "start").decode()
         # It serves from then on; what came before is its own start.
         eventually(lambda: list(find_all(str(self.state))), "the shim serves", timeout=30)
-        return Shim(self, name, bundle, done.stdout.removeprefix("unix://"), log)
+        return Shim(self, name, bundle, started.removeprefix("unix://"), log)
 
 
 def _spec(volume: Path) -> dict[str, Any]:
-    namespaces = ("pid", "ipc", "uts", "mount")
+    namespaces = ("pid", "ipc", "uts", "mount", "network")
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -178,6 +181,16 @@ class Shim:
         assert started is not None
         await self.call("Shutdown", task_v2_pb2.ShutdownRequest(id=self.name))
         assert process_table.wait_for_end(pid, started, 30)
+
+    def delete(self) -> task_v2_pb2.DeleteResponse:
+        """Clean up after the shim as containerd does."""
+        answer = self.installation.run(self.name, self.bundle, "delete")
+        return task_v2_pb2.DeleteResponse.FromString(answer)
+
+    @property
+    def mark(self) -> str:
+        """What the command lines of all of its helpers hold."""
+        return runtime_dir(str(self.installation.state), "default", self.name)
 
     def log(self) -> str:
         """What the shim logged since the last call."""

@@ -1,7 +1,9 @@
 """Takes the place of shim/daemon.py: the real one, whose steps can be made to fail.
 
 The file that KATAPY_TEST_FAULT names says which step is to fail next: its name, or
-``ledger N`` for the N-th entry from now on. The file is taken away when that happened.
+``ledger N`` for the N-th entry from now on. After ``die`` the process is killed there
+instead, after ``die after`` when the step is done. The file is taken away when that
+happened.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 from collections.abc import Callable
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -31,6 +34,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     # Before the VM
     (sandbox, "open_stdio", "stdio"),
     (PodBuilder, "_make_runtime_dir", "runtime directory"),
+    (PodBuilder, "_make_cgroup", "cgroup"),
     (pod_builder, "open_netns", "network namespace"),
     (pod_builder, "plan_vm", "plan"),
     (Share, "prepare", "share"),
@@ -66,8 +70,12 @@ def main(context: ShimContext) -> None:
 
 
 def _faulty(call: Callable[..., Any], step: str, control: Path) -> Callable[..., Any]:
-    def strike() -> None:
-        if _wanted(control) == step:
+    def strike(when: str = "") -> None:
+        wanted = _wanted(control)
+        if wanted == f"die {when}{step}":
+            control.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if wanted == when + step:
             control.unlink()
             raise ResourceExhausted(f"made to fail: {step}")
 
@@ -76,14 +84,18 @@ def _faulty(call: Callable[..., Any], step: str, control: Path) -> Callable[...,
         @functools.wraps(call)
         async def wait(*positional: Any, **named: Any) -> Any:
             strike()
-            return await call(*positional, **named)
+            result = await call(*positional, **named)
+            strike("after ")
+            return result
 
         return wait
 
     @functools.wraps(call)
     def run(*positional: Any, **named: Any) -> Any:
         strike()
-        return call(*positional, **named)
+        result = call(*positional, **named)
+        strike("after ")
+        return result
 
     return run
 
@@ -92,12 +104,14 @@ def _fail_ledger(control: Path) -> None:
     write = Ledger._write
 
     def faulty(self: Ledger, entries: dict[int, Any]) -> None:
-        kind, _, number = _wanted(control).partition(" ")
-        if kind == "ledger" and len(entries) > len(self.entries()):
+        before, found, number = _wanted(control).partition("ledger ")
+        if found and len(entries) > len(self.entries()):
             if number == "1":
                 control.unlink()
+                if before == "die ":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError(28, os.strerror(28))
-            control.write_text(f"ledger {int(number) - 1}")
+            control.write_text(f"{before}ledger {int(number) - 1}")
         write(self, entries)
 
     Ledger._write = faulty  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.root]
 POD_STEPS = (
     "stdio",
     "runtime directory",
+    "cgroup",
     "network namespace",
     "plan",
     "share",

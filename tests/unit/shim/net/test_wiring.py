@@ -62,6 +62,7 @@ def test_the_hosts_network() -> None:
     with pytest.raises(Unimplemented, match="host_network = 'none'"):
         allow_host_network(Config())
     assert "without one" in allow_host_network(Config(katapy=Katapy(host_network="none")))
+    assert "slirp4netns" in allow_host_network(Config(katapy=Katapy(host_network="proxy")))
 
 
 def test_what_is_made_is_known_before() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.oci.guest_spec import guest_cgroup, guest_process, guest_spec
+from shim.oci.guest_spec import EVERY_DEVICE, guest_cgroup, guest_process, guest_spec
 from shim.oci.mounts import GUEST_SHM, host_mounts
 from shim.oci.resources import GuestLimits, guest_resources
 from tests.unit.shim.oci.specs import cri_container
@@ -157,7 +157,13 @@ def test_device_rules_of_the_spec() -> None:
 def test_a_privileged_container_may_use_every_device() -> None:
     spec = cri_container()
     spec["linux"]["resources"]["devices"].append({"allow": True, "access": "rwm"})
-    assert build(spec)["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    result = build(spec)
+    assert result["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    assert result["annotations"][EVERY_DEVICE] == "true"
+    assert EVERY_DEVICE not in build()["annotations"]
+    spec = cri_container()
+    spec["annotations"][EVERY_DEVICE] = "true"  # not for a client to say
+    assert EVERY_DEVICE not in build(spec)["annotations"]
 
 
 def test_resources_that_mean_the_same_in_the_guest_stay() -> None:
