@@ -220,13 +220,14 @@ class Start:
             for pipe in (vmm.process.stdin, vmm.process.stdout):
                 if pipe is not None:
                     pipe.close()
-            eventually(
-                lambda children=children: not any(_alive(pid) for pid in children),
-                "QEMU and daemons end with a killed VMM",
-                timeout=10,
-            )
+            _until_ended(children)
         for directory in self._directories:
             shutil.rmtree(directory)
+
+
+def _until_ended(pids: list[int]) -> None:
+    what = "QEMU and daemons end with a killed VMM"
+    eventually(lambda: not any(_alive(pid) for pid in pids), what, timeout=10)
 
 
 def _alive(pid: int) -> bool:
