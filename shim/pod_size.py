@@ -20,6 +20,7 @@ from shim.resources import (
     Size,
     SizeRule,
     container_demand,
+    cpu_set,
     guest_cpu_list,
     merged,
     total,
@@ -140,6 +141,10 @@ class PodSize:
         """The guest's CPUs for a container bound to CPUs of the host, empty for any."""
         limit = self._vm.spec.vcpu_limit
         return guest_cpu_list(resources, self._resources.values(), self._now, limit)
+
+    def host_cpus(self) -> frozenset[int]:
+        """The host's CPUs that containers are bound to."""
+        return frozenset().union(*map(cpu_set, self._resources.values()))
 
     async def run(self) -> None:
         """Give back the room of released containers for as long as the VM runs."""

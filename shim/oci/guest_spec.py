@@ -169,8 +169,13 @@ def _namespaces(
             result.append({"type": kind, "path": joined[kind]})
         else:
             result.append({"type": kind})
-    if not any(namespace["type"] == "mount" for namespace in result):
+    present = {namespace["type"] for namespace in result}
+    if "mount" not in present:
         result.append({"type": "mount"})
+    if "cgroup" not in present and not is_privileged(linux):
+        # Specs of hosts with cgroup v1 have none: there a container sees its own cgroup
+        # without, and only its own.
+        result.append({"type": "cgroup"})
     if network_path is not None:
         result.append({"type": "network", "path": network_path})
     return result

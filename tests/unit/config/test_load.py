@@ -291,7 +291,8 @@ def test_runtime_option_with_a_path_that_cannot_be(path: str) -> None:
 
 def test_runtime_options_that_say_nothing() -> None:
     runc = runc_options_pb2.Options(binary_name="crun").SerializeToString()
-    for options in (None, ("", b""), option(), ("containerd.runc.v1.Options", runc)):
+    old = ("containerd.linux.runc.CreateOptions", b"")
+    for options in (None, ("", b""), option(), ("containerd.runc.v1.Options", runc), old):
         config = load_config(options, search=(), environ={})
         assert config == Config()
         assert config.warnings == ()
