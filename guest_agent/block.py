@@ -123,6 +123,14 @@ def rescan_pci() -> None:
         pass  # a machine without PCI
 
 
+def remove_pci(path: str) -> None:
+    """Let go of the device at a guest PCI path; nothing happens when there is none."""
+    folder = pci_folder(path)
+    if folder:
+        with open(f"{folder}/remove", "w") as file:
+            file.write("1")
+
+
 async def find(loop: Loop, driver: str, source: str) -> str:
     """Wait for a disk and return its device node.
 
@@ -137,7 +145,7 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     if source.startswith("/dev/"):
 
         def look() -> str:
-            return source if os.path.exists(source) else ""
+            return source if os.path.exists(source) and not _is_placeholder(source) else ""
     elif driver == "blk":
         pci_address_steps(source)
 
@@ -153,6 +161,15 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     else:
         raise TtrpcError(status.INVALID_ARGUMENT, f"{driver} source {source!r} is no device")
     return await wait_for(loop, look, rescan, f"disk {source} ({driver})")
+
+
+def _is_placeholder(node: str) -> bool:
+    """Whether a disk still has the one sector of a drive that waits for its real file."""
+    try:
+        with open(f"/sys/class/block/{os.path.basename(node)}/size") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
 
 
 async def wait_for(

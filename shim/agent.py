@@ -18,6 +18,7 @@ import trio
 
 from protos.kata import agent_pb2, csi_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
+from shim.errors import Unimplemented
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
 from shim.stdio.kata_channel import KataChannel
@@ -284,6 +285,21 @@ class Agent:
             ),
             timeout=REQUEST_TIMEOUT_S,
         )
+
+    async def remove_device(self, pci_path: str, timeout: float) -> None:
+        """Have the guest let go of a PCI device.
+
+        Args:
+            pci_path: Kata's guest PCI path.
+            timeout: seconds to wait.
+
+        Raises:
+            Unimplemented: this agent can't.
+        """
+        if "remove-device" not in self.features:
+            raise Unimplemented(f"the guest's agent can't let go of PCI device {pci_path}")
+        request = extension_pb2.RemoveDeviceRequest(pci_path=pci_path)
+        await self._extension.RemoveDevice(request, timeout=timeout)
 
     async def oom_events(self) -> AsyncIterator[str]:
         """Yield the id of a container each time the guest's OOM killer strikes in it.

@@ -99,7 +99,7 @@ class ContainerFiles:
             [Mount(m.type, m.source, m.target, m.options) for m in request.rootfs],
             root,
             can_share=self._share is not None,
-            can_attach=capabilities.block_hot == "add_remove"
+            can_attach=capabilities.block_hot != "none"
             and not self._config.hypervisor.disable_block_device_use,
         )
         if isinstance(plan, BlockRootfs):
@@ -131,8 +131,7 @@ class ContainerFiles:
         )
 
         async def detach() -> None:
-            if not vm.gone.is_set() and not vm.hypervisor.exited.is_set():
-                await vm.hypervisor.detach(handle, DETACH_TIMEOUT_S)
+            await vm.detach(handle, DETACH_TIMEOUT_S)
 
         cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
         path = (

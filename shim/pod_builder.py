@@ -258,6 +258,10 @@ class PodBuilder:
                 self._ledger.update(announced, pid=int(value), start_time=started)
                 if self.cgroup is not None:
                     self.cgroup.add(int(value))
+            elif kind == "tree":
+                self._forget_at_end(self._ledger.add("dir", path=str(value), tree=True))
+            elif kind == "mount":
+                self._forget_at_end(self._ledger.add("mount", target=str(value)))
             else:
                 self._forget_at_end(self._ledger.add(kind, path=str(value)))
 

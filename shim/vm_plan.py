@@ -114,7 +114,10 @@ def plan_vm(
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    grows = machine in _GROWING and not config.runtime.static_sandbox_resource_mgmt
+    fixed = config.runtime.static_sandbox_resource_mgmt
+    grows = machine in _GROWING and not fixed
+    # From 1.14 on; an older Firecracker refuses a limit, so only one that was set is asked for.
+    memory_grows = isinstance(vm, Firecracker) and vm.default_maxmemory > 0 and not fixed
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
@@ -125,7 +128,7 @@ def plan_vm(
         vcpus=size.vcpus,
         max_vcpus=rule.max_vcpus if grows else 0,
         memory_bytes=size.memory_bytes,
-        max_memory_bytes=rule.max_memory if grows else 0,
+        max_memory_bytes=rule.max_memory if grows or memory_grows else 0,
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),

@@ -44,6 +44,12 @@ class StdioFrame(_message.Message):
     credit: int
     def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., channel: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
 
+class RemoveDeviceRequest(_message.Message):
+    __slots__ = ("pci_path",)
+    PCI_PATH_FIELD_NUMBER: _ClassVar[int]
+    pci_path: str
+    def __init__(self, pci_path: _Optional[str] = ...) -> None: ...
+
 class SetClockRequest(_message.Message):
     __slots__ = ("unix_nanos",)
     UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]

@@ -146,6 +146,9 @@ class Firecracker(Hypervisor):
     disable_block_device_use: bool = key(
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
+    jailer_path: Path | None = key(None, rules.found_path("no jailer"))
+    # Ours. Hot-plug over it is what Firecracker calls a preview, so the operator says so.
+    enable_pci: bool = key(False, rules.flag())
     disable_seccomp: bool = key(False, rules.flag())
 
 

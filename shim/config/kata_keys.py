@@ -189,7 +189,7 @@ NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
             **_HYPERVISOR,
             **_QEMU_ONLY,
             **_SHARING_ONLY,
-            **_JAILER,
+            "valid_jailer_paths": None,
         },
         "hypervisor.clh": {
             **_HYPERVISOR,

@@ -1,0 +1,107 @@
+"""Hybrid vsock: Debian's vhost-device-vsock, held like a device inside the VMM."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from contextlib import suppress
+
+from tests.standins.lifetime import end, spawn
+from tests.standins.server import listen
+
+PROGRAM = "vhost-device-vsock"
+PROGRAM_VARIABLE = "KATAPY_STANDIN_VSOCK"
+_READY_TIMEOUT = 10.0
+_LISTENING = "00010000"
+_STDERR = 2
+
+
+class VsockBackend:
+    """A vsock device's host side.
+
+    Args:
+        cid: the guest's context id.
+        uds: the socket that hosts connect to; must not exist.
+
+    Raises:
+        OSError: the socket can't be bound.
+    """
+
+    def __init__(self, cid: int, uds: str) -> None:
+        if os.path.lexists(uds):
+            raise OSError(errno.EADDRINUSE, "Address in use")
+        listen(uds).close()  # says the same about length and directory as the VMM would
+        os.unlink(uds)
+        program = os.environ.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
+        if program is None:
+            raise OSError(errno.ENOENT, f"{PROGRAM}: install it or name it in {PROGRAM_VARIABLE}")
+        self.cid = cid
+        self.uds = uds
+        self._trap: socket.socket | None = None
+        self.vhost = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Gone again before this returns: a VMM that is killed leaves its vsock socket only.
+        with tempfile.TemporaryDirectory(prefix="standin-", dir=_runtime_dir()) as directory:
+            control = f"{directory}/vhost.sock"
+            options = f"guest-cid={cid},socket={control},uds-path={uds}"
+            # A jail has no /dev/null.
+            self._process = spawn([program, "--vm", options], stdin=_STDERR, stdout=_STDERR)
+            try:
+                self._until_listening({control, uds})
+                self.vhost.connect(control)
+            except BaseException:
+                self.close()
+                raise
+
+    def _until_listening(self, waiting: set[str]) -> None:
+        deadline = time.monotonic() + _READY_TIMEOUT
+        while waiting:
+            if self._process.poll() is not None:
+                raise OSError(errno.EIO, f"{PROGRAM} ended with {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, f"{PROGRAM} does not listen on {waiting}")
+            time.sleep(0.005)
+            waiting -= _listening()
+
+    def freeze(self) -> None:
+        """Stand still, as every device of a paused VMM does."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def hang_new_connections(self) -> None:
+        """Leave connections alone from now on: Firecracker's fault after pause and resume.
+
+        Open connections go on. Source: Firecracker CHANGELOG, 1.17, Fixed.
+        """
+        if self._trap is None:
+            with suppress(OSError):
+                os.unlink(self.uds)
+            self._trap = listen(self.uds)
+
+    def close(self) -> None:
+        """End it; the socket stays, as the VMM's would."""
+        end(self._process)
+        self.vhost.close()
+        if self._trap is not None:
+            self._trap.close()
+
+
+def _runtime_dir() -> str:
+    return "/run" if os.access("/run", os.W_OK) else tempfile.gettempdir()
+
+
+def _listening() -> set[str]:
+    found = set()
+    with open("/proc/net/unix") as table:
+        for line in table:
+            fields = line.rstrip("\n").split(None, 7)
+            if len(fields) == 8 and fields[3] == _LISTENING:
+                found.add(fields[7])
+    return found
