@@ -1,7 +1,4 @@
-"""The serving process of a pod: builds the objects, owns the root nursery, ends in order.
-
-The only module besides the CLI that names a concrete VM backend.
-"""
+"""The serving process of a pod: builds the objects, owns the root nursery, ends in order."""
 
 from __future__ import annotations
 
@@ -9,37 +6,32 @@ import faulthandler
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import task_v2_pb2, task_v3_pb2
+from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
 from shim import ledger as ledgers
 from shim import sweeper, translate
+from shim.backends import load_backends
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import ConfigError
 from shim.events import Event
-from shim.pod_builder import Backends
-from shim.pod_vm import Helper
+from shim.log import DEBUG
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
-from shim.sandbox import Sandbox
+from shim.sandbox_service import SandboxService
 from shim.stages import Stages
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service
-from vmm.qemu.qemu import QemuHypervisor
-from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
 if TYPE_CHECKING:
     from shim.context import ShimContext
-    from shim.vm_plan import VmPlan
-    from vmm.hypervisor import Hypervisor, Recorder
-    from vmm.spec import VmSpec
 
 DRAIN_TIMEOUT_S = 5.0
 
@@ -77,13 +69,17 @@ async def _serve(context: ShimContext) -> None:
     # A shim that cannot read its configuration still serves, so that the client of
     # Create gets the reason as its answer.
     config, refusal = Config(), None
+    backends = load_backends(config)
     try:
         config = load_config(context.options)
+        backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
-    sandbox = Sandbox(
+    sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
         config=config,
@@ -91,7 +87,7 @@ async def _serve(context: ShimContext) -> None:
         runtime_dir=Path(
             ledgers.runtime_dir(context.state_dir, context.namespace, context.group_id)
         ),
-        backends=Backends(hypervisor=_make_qemu, virtiofsd=_make_virtiofsd),
+        backends=backends,
         publish=publish,
         log=log,
         refusal=refusal,
@@ -103,9 +99,14 @@ async def _serve(context: ShimContext) -> None:
         await publisher.drain(DRAIN_TIMEOUT_S)
         ending.set()
 
-    server = Server(_services(TaskService(sandbox, shutdown)), map_error=translate.error)
+    services = [
+        *_services(TaskService(sandbox, shutdown)),
+        _sandbox_service(SandboxService(sandbox, shutdown)),
+    ]
+    server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)
@@ -117,6 +118,25 @@ async def _serve(context: ShimContext) -> None:
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+def _sandbox_service(sandbox: SandboxService) -> Service:
+    handlers: dict[str, Handler] = {
+        "CreateSandbox": sandbox.create,
+        "StartSandbox": sandbox.start,
+        "Platform": sandbox.platform,
+        "StopSandbox": sandbox.stop,
+        "WaitSandbox": sandbox.wait,
+        "SandboxStatus": sandbox.status,
+        "PingSandbox": sandbox.ping,
+        "ShutdownSandbox": sandbox.shutdown,
+        "SandboxMetrics": sandbox.metrics,
+    }
+    return build_service(
+        sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"],
+        handlers,
+        cancel_on_disconnect={"WaitSandbox"},
+    )
 
 
 def _services(task: TaskService) -> list[Service]:
@@ -145,36 +165,6 @@ def _services(task: TaskService) -> list[Service]:
         )
         for module in (task_v2_pb2, task_v3_pb2)
     ]
-
-
-def _make_qemu(spec: VmSpec, config: Config, record: Recorder) -> Hypervisor:
-    return QemuHypervisor(
-        spec,
-        binary=config.hypervisor.path or "",
-        cache_dir=config.katapy.cache_dir,
-        record=record,
-    )
-
-
-def _make_virtiofsd(
-    plan: VmPlan, config: Config, record: Recorder
-) -> AbstractAsyncContextManager[Helper]:
-    cache = {"metadata": "auto"}.get(
-        config.hypervisor.virtio_fs_cache, config.hypervisor.virtio_fs_cache
-    )
-
-    @asynccontextmanager
-    async def run() -> AsyncIterator[Helper]:
-        async with run_virtiofsd(
-            plan.share_dir,
-            plan.virtiofsd_socket,
-            binary=config.hypervisor.virtio_fs_daemon or "",
-            options=ShareOptions(cache=cache),  # type: ignore[arg-type]
-            record=record,
-        ) as process:
-            yield process
-
-    return run()
 
 
 async def _handle_signals(ending: trio.Event, say: object) -> None:

@@ -7,39 +7,50 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from shim import process_table
 from shim.agent import Agent
+from shim.annotations import annotated
 from shim.config.model import Config
 from shim.container import Container
-from shim.container_files import ContainerFiles
+from shim.creation import Place, create_in_guest, make_place
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     KatapyError,
     NotFound,
     Unavailable,
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
-from shim.ledger import Ledger
+from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
-from shim.oci.guest_spec import guest_spec
+from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
+from shim.oci.namespaces import joined_namespaces
+from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
+from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
+from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
+from shim.stand_in import open_stand_in
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
 
-REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 
 
@@ -76,7 +87,8 @@ class Sandbox:
         self.id = sandbox_id
         self._refusal = refusal
         self._namespace = namespace
-        self._config = config
+        self._given_config = self._config = config
+        self._ledger = ledger
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -85,7 +97,12 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
         self._vm: PodVm | None = None
-        self._files: ContainerFiles | None = None
+        self._place: Place | None = None
+        self._settings = PodSettings()
+        # What a client declared by the sandbox API, which then ends the pod too.
+        self.declared: DeclaredPod | None = None
+        self._pod_files: dict[str, str] = {}
+        self.life = PodLife()
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -161,7 +178,7 @@ class Sandbox:
 
         Raises:
             AlreadyExists: the id is taken.
-            InvalidArgument: the bundle or the rootfs is malformed.
+            InvalidArgument: the bundle or the rootfs is malformed, or an annotation refused.
             Unimplemented: it is to be restored from a checkpoint.
             DeadlineExceeded: it took longer than ``create_container_timeout``.
         """
@@ -171,18 +188,14 @@ class Sandbox:
             raise self._refusal
         if request.checkpoint:
             raise Unimplemented("katapy does not restore containers from checkpoints yet")
+        spec = load_spec(Path(request.bundle))
+        if self._lifecycle.state is SandboxState.NEW and not self._in_creation:
+            self._configure(spec)
         self._in_creation.add(request.container_id)
         cleanup = Rollback(self._log)
-        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
         try:
-            with trio.fail_after(limit):
-                container = await self._create(request, cleanup)
-        except trio.TooSlowError:
-            await cleanup.unwind()
-            raise DeadlineExceeded(
-                f"container {request.container_id} was not created within {limit} s; "
-                f"last console lines: {self._console()}"
-            ) from None
+            with self._bounded(f"container {request.container_id} was not created"):
+                container = await self._create(request, spec, cleanup)
         except BaseException:
             await cleanup.unwind()
             raise
@@ -196,35 +209,53 @@ class Sandbox:
         )
         return container
 
-    async def _create(self, request: CreateContainer, cleanup: Rollback) -> Container:
-        spec = load_spec(Path(request.bundle))
+    def _configure(self, spec: dict[str, Any]) -> None:
+        self._config = annotated(self._given_config, spec.get("annotations", {}), self._log.warning)
+        self._builder.configure(self._config)
+
+    async def _create(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
+        role = container_role(spec)
+        if role is Role.SANDBOX:
+            return await self._create_pause(request, spec, cleanup)
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
-        vm, files = await self._started(spec)
-        storages, rootfs = await files.add_rootfs(request, spec, cleanup)
-        sources = await files.add_volumes(request.container_id, spec, cleanup)
-        guest = guest_spec(
+        place = await self._started(spec, role)
+        pid = await self._host_pid(place.vm, role, cleanup)
+        if self._pod_files:
+            add_pod_mounts(spec, self._pod_files)
+        joined = joined_namespaces(
             spec,
-            container_id=request.container_id,
-            rootfs_path=rootfs,
-            mount_sources=sources,
-            terminal=request.stdio.terminal,
-            seccomp=not self._config.runtime.disable_guest_seccomp,
-            network_path=_network_path(vm.agent),
+            pod_pid=place.vm.pid,
+            containers={c.init.pid: c.id for c in self._containers.values()},
+            host_pid=self._settings.host_pid,
+            in_pod=role is Role.MEMBER or self.declared is not None,
         )
-        cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
-        await vm.agent.create_container(
-            request.container_id,
-            guest,
-            storages=storages,
-            timeout=self._config.runtime.create_container_timeout,
-        )
-        container = Container(request, self, vm.pid, cleanup, self._publish)
+        hooks = await create_in_guest(place, request, spec, joined, cleanup)
+        container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         self._stages.reached("created")
         return container
+
+    async def _create_pause(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
+        vm = (await self._started(spec, Role.SANDBOX)).vm
+        pause = PauseContainer(request, self, vm.pid, cleanup, self._publish)
+        self._nursery.start_soon(pause.run, vm.gone, self._stop_vm)
+        self._stages.reached("created")
+        return pause
+
+    async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
+        """The host pid of a container: the VMM's for one alone, else a pid of its own."""
+        if role is Role.SINGLE and not self._containers and self.declared is None:
+            return vm.pid
+        stand_in = await open_stand_in(vm.pid)
+        cleanup.push("its host pid", stand_in.close)
+        return stand_in.pid
 
     async def delete_container(self, container_id: str) -> Process:
         """Undo a container that has ended or was never started.
@@ -240,6 +271,19 @@ class Sandbox:
         self._containers.pop(container_id, None)
         return container.init
 
+    async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits (OCI ``linux.resources``), and give the VM the size they call for.
+
+        Raises:
+            NotFound: there is no container of this id.
+            FailedPrecondition: it has ended.
+            ResourceExhausted: the VM did not get the memory.
+        """
+        container = self.container(container_id)
+        if self._place is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        await self._place.resources.update(container, resources)
+
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
         paths = request.stdio
@@ -250,17 +294,34 @@ class Sandbox:
             paths.terminal,
             container_id=container_id,
             namespace=self._namespace,
+            record=partial(self._record_logger, container_id),
         )
+
+    def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
+        started = process_table.start_time(pid) or 0
+        entry = self._ledger.add(
+            "process", pid=pid, start_time=started, role=LOGGER_ROLE, container=container_id
+        )
+        return partial(self._ledger.remove, entry)
+
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        if self._vm is not None and self._vm.network is not None:
+            await self._vm.network.settle()
 
     async def supervise(
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:
         """Have a process's streams and exit looked after for as long as it lives."""
-        agent = self.agent
+        agent, place = self.agent, self._place
+        assert place is not None
+        lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
-                await process.supervise(agent, stdio, before_exit, task_status=task_status)
+                await process.supervise(
+                    agent, stdio, before_exit, lost_status, task_status=task_status
+                )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
                     raise
@@ -269,42 +330,52 @@ class Sandbox:
 
         await self._nursery.start(guarded)
 
-    async def _remove_in_guest(self, request: CreateContainer) -> None:
-        vm = self._vm
-        if vm is None or vm.gone.is_set() or vm.hypervisor.exited.is_set():
-            return
-        await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
-
     # -- the VM -----------------------------------------------------------------------
 
-    async def _started(self, spec: dict[str, Any]) -> tuple[PodVm, ContainerFiles]:
-        """The pod's running VM, started by the first who asks, and the way of files into it.
+    async def _started(self, spec: dict[str, Any], role: Role) -> Place:
+        """The place for containers in the pod's VM, which the first who asks starts.
 
         Raises:
             Unavailable: it has ended.
+            FailedPrecondition: a member of a pod asks before its pod was made.
         """
         async with self._starting:
             state = self._lifecycle.state
             if state is SandboxState.RUNNING:
-                assert self._vm is not None
-                assert self._files is not None
-                _ = self._vm.agent
-                return self._vm, self._files
+                assert self._place is not None
+                _ = self._place.vm.agent
+                return self._place
             if state is not SandboxState.NEW:
                 raise Unavailable(f"pod {self.id} is {state.value}")
+            if role is Role.MEMBER:
+                raise FailedPrecondition(f"pod {self.id} has not been started")
             self._lifecycle.move(SandboxState.STARTING)
             try:
-                vm, share = await self._builder.build(spec, self._run_in_nursery)
+                settings = await trio.to_thread.run_sync(pod_settings, spec)
+                if self.declared is not None:
+                    settings = replace(settings, dns=self.declared.dns)
+                vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
                 self._vm = None
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
-            self._files = ContainerFiles(self._config, vm, share)
+            self._place = make_place(
+                vm,
+                share,
+                self._config,
+                settings.sysctls,
+                self._builder.cgroup,
+                self._publish,
+                self._log,
+            )
+            self._nursery.start_soon(self._place.resources.run)
+            self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
+            self.life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
-            return vm, self._files
+            return self._place
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm
@@ -325,20 +396,30 @@ class Sandbox:
             if not ready:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
+        finally:
+            if ready:
+                self.life.ended()
 
     async def _stop_vm(self) -> None:
         if self._vm is not None:
+            self.life.ending = True
             # With no container left there is nothing to sync or to end first.
-            await self._vm.stop(orderly=bool(self._containers))
+            running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
+            await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
         if container_id in self._containers:
             self._publish(TaskOOM(container_id))
 
-    def _console(self) -> str:
-        return " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
-
-
-def _network_path(agent: Agent) -> str | None:
-    # Kata's agent fills in the namespaces itself; ours takes the spec as it is.
-    return "/proc/1/ns/net" if "oci-json" in agent.features else None
+    @contextmanager
+    def _bounded(self, what: str) -> Iterator[None]:
+        """Give a start the time it may take."""
+        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
+        try:
+            with trio.fail_after(limit):
+                yield
+        except trio.TooSlowError:
+            console = " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
+            raise DeadlineExceeded(
+                f"{what} within {limit} s; last console lines: {console}"
+            ) from None

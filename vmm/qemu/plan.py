@@ -6,47 +6,32 @@ without asking, and slots stay reserved until a device is really gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded
 from vmm.qemu import recipe
+from vmm.qemu.places import FIRST_PC_SLOT, Place, Places, choose, make_places
 from vmm.spec import (
     AttachedDevice,
+    BlockDevice,
     MmioIndex,
     NetDevice,
     PciPath,
+    ScsiAddress,
     SerialDevice,
     VsockDevice,
 )
 
 if TYPE_CHECKING:
-    from vmm.qemu.recipe import Recipe
+    from vmm.qemu.steps import Recipe
     from vmm.spec import Address, Device, VmSpec
 
 AGENT_PORT_ID = "agent"
 AGENT_PORT_NAME = "org.katapy.agent.0"
-_FIRST_PORT_SLOT = 0x10
-_LAST_SLOT = 0x1E  # 0x1f is the chipset's own
-_PORT_SLOTS = _LAST_SLOT - _FIRST_PORT_SLOT + 1
-_FUNCTIONS = 8
-MAX_PORTS = _PORT_SLOTS * _FUNCTIONS
+SCSI_ID = "scsi0"
+SCSI_TARGETS = 256
 MMIO_TRANSPORTS = 24
-
-
-@dataclass(frozen=True)
-class Port:
-    """A root port: a place for one hot-plugged device."""
-
-    name: str
-    slot: int
-    function: int
-    multifunction: bool
-
-    @property
-    def path(self) -> PciPath:
-        """Guest address of the device behind the port."""
-        return PciPath(((self.slot, self.function), (0, 0)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,7 @@ class Placed:
     handle: AttachedDevice
     recipe: Recipe
     fds: tuple[int, ...] = ()
-    port: Port | None = None
+    place: Place | None = None
 
 
 @dataclass
@@ -64,14 +49,20 @@ class Plan:
     """The devices of one VM and the places that are left.
 
     Args:
-        pci: PCI with root ports; else virtio-mmio without hot-plug.
+        pci: PCI; else virtio-mmio without hot-plug.
+        bus: the root bus.
+        iommu: devices of the root bus are behind an IOMMU, which old-style virtio is not.
     """
 
     pci: bool
     placed: dict[str, Placed] = field(default_factory=dict)
-    ports: tuple[Port, ...] = ()
-    free_ports: list[Port] = field(default_factory=list)
+    places: Places = field(default_factory=lambda: Places(()))
+    free_places: list[Place] = field(default_factory=list)
+    bus: str = "pcie.0"
+    iommu: bool = False
     controller_slot: int = 0
+    scsi_slot: int = 0
+    free_targets: list[int] = field(default_factory=list)
     _next_slot: int = 1
     _next_name: int = 0
 
@@ -82,11 +73,7 @@ class Plan:
             LimitExceeded: none is left.
         """
         slot = self._next_slot
-        limit = (
-            (self.ports[0].slot if self.ports else _LAST_SLOT + 1)
-            if self.pci
-            else (MMIO_TRANSPORTS + 1)
-        )
+        limit = self.places.first_taken if self.pci else MMIO_TRANSPORTS + 1
         if slot >= limit:
             raise LimitExceeded(f"{what}: no slot is left for a device at boot")
         self._next_slot += 1
@@ -112,10 +99,14 @@ class Plan:
             device, self.new_name(device), pci=self.pci, fds=tuple(str(fd) for fd in fds)
         )
         address: Address | None = None
-        if made.needs_slot:
+        if _is_scsi(device):
+            made, address = self._on_scsi(made, device)
+        elif made.needs_slot:
             slot = self.take_slot(device.id)
             if self.pci:
-                made = made.at("pcie.0", f"{slot:02x}")
+                made = made.at(self.bus, f"{slot:02x}")
+                if self.iommu:
+                    made = made.modern()
                 address = PciPath(((slot, 0),))
             else:
                 address = MmioIndex(slot - 1)
@@ -134,12 +125,19 @@ class Plan:
         """
         if device.id in self.placed:
             raise Conflict(f"the device id {device.id} is in use")
-        if not self.free_ports:
-            raise LimitExceeded(f"{device.id}: all {len(self.ports)} hot-plug ports are in use")
+        if _is_scsi(device):
+            made = recipe.build(device, self.new_name(device), pci=True)
+            made, address = self._on_scsi(made, device)
+            placed = Placed(AttachedDevice(device, address, hot=True), made)
+            self.placed[device.id] = placed
+            return placed
         made = recipe.build(device, self.new_name(device), pci=True, fds=fds)
-        port = self.free_ports.pop(0)
-        handle = AttachedDevice(device, port.path, hot=True)
-        placed = Placed(handle, made.at(port.name, "00"), port=port)
+        place = choose(self.free_places, device)
+        if place is None:
+            count = len(self.places.free)
+            raise LimitExceeded(f"{device.id}: all {count} places for hot-plug are in use")
+        handle = AttachedDevice(device, place.path, hot=True)
+        placed = Placed(handle, made.at(place.bus, f"{place.addr:02x}"), place=place)
         self.placed[device.id] = placed
         return placed
 
@@ -147,8 +145,27 @@ class Plan:
         """Give a device's id and port back, once it is really gone."""
         if self.placed.get(placed.handle.id) is placed:
             del self.placed[placed.handle.id]
-            if placed.port is not None:
-                self.free_ports.append(placed.port)
+            if placed.place is not None:
+                self.free_places.append(placed.place)
+            if isinstance(placed.handle.address, ScsiAddress):
+                self.free_targets.append(placed.handle.address.target)
+
+    def _on_scsi(self, made: Recipe, device: Device) -> tuple[Recipe, ScsiAddress]:
+        if not self.scsi_slot:
+            raise InvalidConfig(f"{device.id}: the VM has no SCSI controller")
+        if not self.free_targets:
+            raise LimitExceeded(f"{device.id}: all {SCSI_TARGETS} SCSI targets are in use")
+        target = min(self.free_targets)
+        self.free_targets.remove(target)
+        *rest, front = made.steps
+        arguments = {**front.arguments, "scsi-id": target, "lun": 0}
+        return replace(made, steps=(*rest, replace(front, arguments=arguments))), ScsiAddress(
+            target, 0
+        )
+
+
+def _is_scsi(device: Device) -> bool:
+    return isinstance(device, BlockDevice) and device.bus == "scsi"
 
 
 def own_fds(device: Device) -> tuple[int, ...]:
@@ -170,14 +187,22 @@ def make_plan(spec: VmSpec) -> Plan:
         Conflict, LimitExceeded: see :meth:`Plan.add_cold`.
     """
     pci = spec.machine != "microvm"
-    plan = Plan(pci)
+    plan = Plan(pci, iommu=spec.iommu)
     if pci:
-        plan.ports = _make_ports(spec.hotplug_slots)
-        plan.free_ports = list(plan.ports)
+        plan.places = make_places(spec)
+        plan.free_places = list(plan.places.free)
+    if spec.machine == "pc":
+        plan.bus = "pci.0"
+        plan._next_slot = FIRST_PC_SLOT
     if spec.image is not None:
         plan.add_cold(spec.image)  # first, so that the guest calls it vda
     if spec.channel == "serial" or any(isinstance(d, SerialDevice) for d in spec.devices):
         plan.controller_slot = plan.take_slot("virtio-serial")
+    if spec.scsi:
+        if not pci:
+            raise InvalidConfig(f"scsi: {spec.machine} has no PCI")
+        plan.scsi_slot = plan.take_slot("virtio-scsi")
+        plan.free_targets = list(range(SCSI_TARGETS))
     if spec.channel == "serial":
         plan.add_cold(SerialDevice(AGENT_PORT_ID, AGENT_PORT_NAME))
     elif not any(isinstance(device, VsockDevice) for device in spec.devices):
@@ -185,16 +210,3 @@ def make_plan(spec: VmSpec) -> Plan:
     for device in spec.devices:
         plan.add_cold(device)
     return plan
-
-
-def _make_ports(count: int) -> tuple[Port, ...]:
-    if not 0 <= count <= MAX_PORTS:
-        raise InvalidConfig(f"hotplug_slots: 0 to {MAX_PORTS}, not {count}")
-    # A port to a slot while they last, as simple addresses are easier on every agent.
-    width = -(-count // _PORT_SLOTS)
-    slots = -(-count // width) if width else 0
-    first = _LAST_SLOT - slots + 1
-    return tuple(
-        Port(f"rp{index}", first + index // width, index % width, width > 1)
-        for index in range(count)
-    )

@@ -12,7 +12,9 @@ import pytest
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.qemu import command
 from vmm.qemu.accel import Accelerator
-from vmm.qemu.plan import MAX_PORTS, make_plan
+from vmm.qemu.kernel_line import kernel_cmdline
+from vmm.qemu.places import MAX_PORTS
+from vmm.qemu.plan import make_plan
 from vmm.qemu.probe import QemuFeatures, parse
 from vmm.spec import (
     MIB,
@@ -27,6 +29,7 @@ from vmm.spec import (
     PciPath,
     RngDevice,
     SerialDevice,
+    VfioDevice,
     VmSpec,
     VsockDevice,
 )
@@ -62,6 +65,7 @@ class Line:
         *,
         accelerator: Accelerator = TCG,
         version: str = "7.2",
+        qemu: QemuFeatures | None = None,
         tsc_khz: int = 2_400_000,
     ) -> None:
         self.plan = make_plan(spec)
@@ -70,7 +74,7 @@ class Line:
             spec,
             self.plan,
             binary=Path("/usr/bin/qemu"),
-            features=features(version),
+            features=qemu or features(version),
             accelerator=accelerator,
             listeners=command.Listeners(10, 11 if spec.console else None, ports),
             tsc_khz=tsc_khz,
@@ -147,10 +151,19 @@ def test_microvm(spec: VmSpec, disk: BlockDevice) -> None:
     assert line.plan.placed["disk"].handle.address == MmioIndex(0)
 
 
+def test_arm(spec: VmSpec, disk: BlockDevice) -> None:
+    arm = replace(spec, arch="aarch64", machine="virt", image=disk, console=True)
+    line = Line(arm, qemu=replace(features(), machines=("virt",)), tsc_khz=0)
+    assert line.value("-M") == "virt,gic-version=max,memory-backend=mem"
+    assert line.value("-cpu") == "max,pauth-impdef=on"
+    assert "console=ttyAMA0" in line.value("-append").split()
+    assert line.device("virtio-blk-pci")["bus"] == "pcie.0"
+
+
 def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -> None:
     line = "console=hvc0 root=/dev/vdb rw panic=5 -- -I /agent.py"
     spec = replace(spec, image=replace(disk, read_only=True), cmdline=line)
-    result = command.kernel_cmdline(spec, KVM, 0)
+    result = kernel_cmdline(spec, KVM, 0)
     kernel, _, init = result.partition(" -- ")
     assert kernel.split() == [
         *("console=hvc0", "root=/dev/vdb", "rw", "panic=5"),
@@ -160,10 +173,10 @@ def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -
 
 
 def test_root_of_the_image(spec: VmSpec, disk: BlockDevice) -> None:
-    words = command.kernel_cmdline(replace(spec, image=disk), TCG, 0).split()
+    words = kernel_cmdline(replace(spec, image=disk), TCG, 0).split()
     assert {"root=/dev/vda", "rw", "cryptomgr.notests"} <= set(words)
     read_only = replace(spec, image=replace(disk, read_only=True))
-    assert command.kernel_cmdline(read_only, TCG, 0).split()[-1] == "ro"
+    assert kernel_cmdline(read_only, TCG, 0).split()[-1] == "ro"
 
 
 def test_too_long_kernel_line(spec: VmSpec) -> None:
@@ -294,12 +307,13 @@ def test_room_to_grow(spec: VmSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"machine": "pc"}, "known are q35, microvm"),
+        ({"machine": "virt"}, "known for x86_64 are q35, microvm, pc"),
         ({"vcpus": 0}, "at least one CPU"),
         ({"memory_bytes": 1000}, "whole MiB"),
         ({"kernel": Path("/nonexistent")}, "kernel: no file at /nonexistent"),
         ({"initrd": Path("/nonexistent")}, "initrd: no file at /nonexistent"),
-        ({"hotplug_slots": MAX_PORTS + 1}, "hotplug_slots: 0 to 120"),
+        ({"hotplug_slots": 121}, "hotplug_slots: 0 to 120"),
+        ({"root_ports": MAX_PORTS + 1}, "root ports: 0 to 64"),
     ],
 )
 def test_mistakes(spec: VmSpec, change: dict[str, Any], message: str) -> None:
@@ -307,22 +321,32 @@ def test_mistakes(spec: VmSpec, change: dict[str, Any], message: str) -> None:
         Line(replace(spec, **change))
 
 
-@pytest.mark.parametrize("count", [0, 1, 12, 15, 16, 40, MAX_PORTS])
-def test_hotplug_ports(spec: VmSpec, count: int, disk: BlockDevice) -> None:
-    line = Line(replace(spec, hotplug_slots=count))
-    ports = [value for value in line.values("-device") if value.startswith("pcie-root-port")]
-    addresses = {value.partition("addr=")[2].partition(",")[0] for value in ports}
-    assert len(ports) == len(addresses) == count
-    assert all(0x10 <= int(address.split(".")[0], 16) <= 0x1E for address in addresses)
+@pytest.mark.parametrize(("slots", "ports"), [(0, 0), (1, 0), (30, 3), (31, 8), (120, MAX_PORTS)])
+def test_places_for_hotplug(spec: VmSpec, slots: int, ports: int, disk: BlockDevice) -> None:
+    line = Line(replace(spec, hotplug_slots=slots, root_ports=ports))
+    made = [value for value in line.values("-device") if value.startswith("pc")]
+    assert sum(value.startswith("pcie-root-port") for value in made) == ports
+    assert sum(value.startswith("pci-bridge") for value in made) == -(-slots // 30)
+    addresses = {value.partition("addr=")[2].partition(",")[0] for value in made}
+    assert len(addresses) == len(made)
     paths = set()
-    for number in range(count):
+    for number in range(slots + ports):
         placed = line.plan.add_hot(replace(disk, id=str(number)), ())
-        assert isinstance(placed.handle.address, PciPath)
         paths.add(str(placed.handle.address))
-    assert len(paths) == count
-    assert all("." not in path for path in paths) or count > 15
+    assert len(paths) == slots + ports
     with pytest.raises(LimitExceeded):
         line.plan.add_hot(disk, ())
+
+
+def test_a_device_of_the_host_gets_a_root_port(spec: VmSpec) -> None:
+    plan = make_plan(replace(spec, hotplug_slots=1, root_ports=1))
+    placed = plan.add_hot(VfioDevice("card", "0000:01:00.0"), ())
+    assert placed.place is not None
+    assert placed.place.root_port
+    # Without one the bridge has to do.
+    second = plan.add_hot(VfioDevice("other", "0000:02:00.0"), ())
+    assert second.place is not None
+    assert not second.place.root_port
 
 
 def test_a_port_is_free_again_after_release(spec: VmSpec, disk: BlockDevice) -> None:
