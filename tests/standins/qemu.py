@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -58,6 +59,7 @@ class Qemu:
         self._events: deque[dict[str, Any]] = deque()
         self._buffer = b""
         self._names = 0
+        self._frozen = False
         ours, theirs = socket.socketpair()
         self._qmp = ours
         argv = [
@@ -111,6 +113,15 @@ class Qemu:
         Raises:
             QmpError: refused, or QEMU ended.
         """
+        if not self._frozen:
+            return self._run(command, arguments, fd)
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            return self._run(command, arguments, fd)
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def _run(self, command: str, arguments: dict[str, Any], fd: int | None) -> Any:
         line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
         try:
             if fd is None:
@@ -170,6 +181,24 @@ class Qemu:
                 time.sleep(0.02)
         finally:
             os.close(fd)
+
+    def vsock_started(self) -> bool:
+        """Whether the guest's driver has the vsock device's queues up."""
+        for device in self.execute("x-query-virtio"):
+            if "vsock" in device["name"]:
+                status = self.execute("x-query-virtio-status", path=device["path"])
+                return bool(status["vhost-started"])
+        return False
+
+    def freeze(self) -> None:
+        """Stop the whole process; commands wake it for as long as they take."""
+        self._frozen = True
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._frozen = False
+        self._process.send_signal(signal.SIGCONT)
 
     def wait_event(self, name: str, key: str, value: str) -> None:
         """Wait until an event has come whose data has ``key`` with ``value``.

@@ -12,13 +12,14 @@ import time
 from contextlib import suppress
 
 from tests.standins.lifetime import end, spawn
-from tests.standins.server import listen
+from tests.standins.server import Loop, listen
 
 PROGRAM = "vhost-device-vsock"
 PROGRAM_VARIABLE = "KATAPY_STANDIN_VSOCK"
 _READY_TIMEOUT = 10.0
 _LISTENING = "00010000"
 _STDERR = 2
+_REQUEST_TIMEOUT = 2.0
 
 
 class VsockBackend:
@@ -27,12 +28,14 @@ class VsockBackend:
     Args:
         cid: the guest's context id.
         uds: the socket that hosts connect to; must not exist.
+        loop: what answers there until the guest has its driver up. The daemon spins for ever
+            when a connection comes before (rust-vmm/vhost-device, pull request 827).
 
     Raises:
         OSError: the socket can't be bound.
     """
 
-    def __init__(self, cid: int, uds: str) -> None:
+    def __init__(self, cid: int, uds: str, loop: Loop) -> None:
         if os.path.lexists(uds):
             raise OSError(errno.EADDRINUSE, "Address in use")
         listen(uds).close()  # says the same about length and directory as the VMM would
@@ -42,7 +45,11 @@ class VsockBackend:
             raise OSError(errno.ENOENT, f"{PROGRAM}: install it or name it in {PROGRAM_VARIABLE}")
         self.cid = cid
         self.uds = uds
-        self._trap: socket.socket | None = None
+        self._loop = loop
+        self._frozen = self._was_open = False
+        self._hidden = f"{uds}.daemon"
+        self._front: socket.socket | None = None
+        self._pending: list[socket.socket] = []
         self.vhost = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Gone again before this returns: a VMM that is killed leaves its vsock socket only.
         with tempfile.TemporaryDirectory(prefix="standin-", dir=_runtime_dir()) as directory:
@@ -53,6 +60,7 @@ class VsockBackend:
             try:
                 self._until_listening({control, uds})
                 self.vhost.connect(control)
+                self._hide_daemon()
             except BaseException:
                 self.close()
                 raise
@@ -67,30 +75,72 @@ class VsockBackend:
             time.sleep(0.005)
             waiting -= _listening()
 
+    def _hide_daemon(self) -> None:
+        os.rename(self.uds, self._hidden)
+        self._front = listen(self.uds)
+        self._loop.watch(self._front, self._accept)
+
+    def _accept(self) -> None:
+        """Let a connection wait for the guest, and give up as the VMMs do."""
+        assert self._front is not None
+        sock, _ = self._front.accept()
+        self._pending.append(sock)
+        if not self._frozen:
+            self._loop.after(_REQUEST_TIMEOUT, lambda: self._give_up(sock))
+
+    def _give_up(self, sock: socket.socket) -> None:
+        if sock in self._pending:
+            self._pending.remove(sock)
+            sock.close()
+
+    def connect_guest(self) -> None:
+        """Let the daemon answer: the guest's driver is up."""
+        if os.path.lexists(self._hidden):
+            os.rename(self._hidden, self.uds)
+        self._close_front()
+
+    def _close_front(self) -> None:
+        if self._front is not None:
+            self._loop.forget(self._front)
+            self._front.close()
+            self._front = None
+        for sock in self._pending:
+            sock.close()
+        self._pending = []
+
     def freeze(self) -> None:
         """Stand still, as every device of a paused VMM does."""
+        self._frozen = True
+        self._was_open = self._front is None
+        if self._was_open:
+            # The daemon does not stand a client either that came and went in the meantime.
+            self._hide_daemon()
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Go on."""
         self._process.send_signal(signal.SIGCONT)
+        self._frozen = False
+        if self._was_open:
+            self.connect_guest()
 
     def hang_new_connections(self) -> None:
         """Leave connections alone from now on: Firecracker's fault after pause and resume.
 
         Open connections go on. Source: Firecracker CHANGELOG, 1.17, Fixed.
         """
-        if self._trap is None:
+        if self._front is None:
             with suppress(OSError):
                 os.unlink(self.uds)
-            self._trap = listen(self.uds)
+            self._front = listen(self.uds)
 
     def close(self) -> None:
         """End it; the socket stays, as the VMM's would."""
         end(self._process)
         self.vhost.close()
-        if self._trap is not None:
-            self._trap.close()
+        self._close_front()
+        with suppress(OSError):
+            os.unlink(self._hidden)
 
 
 def _runtime_dir() -> str:

@@ -196,8 +196,10 @@ class Start:
         program = self.program(name, directory, version)
         path = directory / "api.sock"
         flag = "--api-sock" if name == "firecracker" else "--api-socket"
+        (directory / "log").touch()
+        log = "--log-path" if name == "firecracker" else "--log-file"
         process = subprocess.Popen(
-            [program.path, flag, path, *options],
+            [program.path, flag, path, log, directory / "log", *options],
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             pass_fds=fds,

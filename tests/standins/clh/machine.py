@@ -17,6 +17,7 @@ from tests.standins.clh.errors import Refused
 from tests.standins.clh.recipes import Recipe, qemu_id
 from tests.standins.qemu import Qemu, QmpError
 from tests.standins.server import Loop
+from tests.standins.vsock import VsockBackend
 from vmm.qemu.tsc import host_tsc_khz
 
 MIB = 1 << 20
@@ -25,6 +26,7 @@ _ADDRESS_SPACE = 64 << 30
 _DIMM_SLOTS = 16
 _DIMM_ALIGN = 128 * MIB
 _CPU_DOWN = (10, 0)
+_VSOCK_LOOK = 0.05
 
 
 class Machine:
@@ -51,6 +53,7 @@ class Machine:
         on_exit: Callable[[int], None],
         places: dict[str, int] | None = None,
     ) -> None:
+        self._loop = loop
         self.config = config
         self.slots: dict[str, int] = {}
         self._wanted = places or {}
@@ -83,6 +86,7 @@ class Machine:
     def start(self) -> None:
         """Let the guest run."""
         self.qemu.execute("cont")
+        self._await_vsock()
         if (self.config.get("balloon") or {}).get("size"):
             self.set_balloon(self.config["balloon"]["size"])
 
@@ -121,7 +125,9 @@ class Machine:
         for kind in ("fs", "pmem"):
             arguments += self._cold(kind)
         if config.get("vsock"):
-            arguments += self._add(recipes.vsock(config["vsock"]), config["vsock"]["id"])
+            arguments += self._add(
+                recipes.vsock(config["vsock"], self._loop), config["vsock"]["id"]
+            )
         if hot and memory["hotplug_method"] == "VirtioMem":
             backend = f"memory-backend-memfd,id=hotmem,size={hot}M,share=on,reserve=off"
             mem: dict[str, Any] = {"driver": "virtio-mem-pci", "memdev": "hotmem"}
@@ -208,7 +214,9 @@ class Machine:
             Refused: it can't be made.
         """
         identity = device["id"]
-        recipe = recipes.BUILDERS[kind](device)
+        recipe = (
+            recipes.vsock(device, self._loop) if kind == "vsock" else recipes.BUILDERS[kind](device)
+        )
         done = []
         try:
             place = self._place(identity)
@@ -229,6 +237,8 @@ class Machine:
             text = str(error)
             raise Refused("internal", "Could not add device", text) from error
         self._recipes[identity] = recipe
+        if kind == "vsock":
+            self._await_vsock()
         if kind == "disk":
             self._throttle(device)
 
@@ -344,17 +354,40 @@ class Machine:
 
     def freeze(self) -> None:
         """Stop CPUs and devices."""
-        self.qemu.execute("stop")
-        for recipe in self._recipes.values():
-            if recipe.vsock is not None:
-                recipe.vsock.freeze()
+        # QEMU's own stop takes the queues from the vsock daemon, which does not stand that.
+        daemons = self._daemons()
+        if not daemons:
+            self.qemu.execute("stop")
+            return
+        self.qemu.freeze()
+        for daemon in daemons:
+            daemon.freeze()
 
     def thaw(self) -> None:
         """Go on."""
-        for recipe in self._recipes.values():
-            if recipe.vsock is not None:
-                recipe.vsock.thaw()
-        self.qemu.execute("cont")
+        daemons = self._daemons()
+        for daemon in daemons:
+            daemon.thaw()
+        if daemons:
+            self.qemu.thaw()
+        else:
+            self.qemu.execute("cont")
+
+    def _daemons(self) -> list[VsockBackend]:
+        return [r.vsock for r in self._recipes.values() if r.vsock is not None]
+
+    def _await_vsock(self) -> None:
+        """Let hosts through to the guest once its vsock driver is up."""
+        try:
+            if not self._daemons():
+                return
+            if not self.qemu.vsock_started():
+                self._loop.after(_VSOCK_LOOK, self._await_vsock)
+                return
+        except QmpError:
+            return  # it ended
+        for daemon in self._daemons():
+            daemon.connect_guest()
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return what disks have read and written."""

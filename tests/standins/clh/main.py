@@ -17,6 +17,7 @@ from tests.standins.clh.api import PAYLOAD_MAX, SERVER, Api
 from tests.standins.clh.events import Monitor
 from tests.standins.clh.vmm import Vmm
 from tests.standins.server import HttpServer, Loop, listen
+from tests.standins.stdin import forward
 
 VERSION_VARIABLE = "KATAPY_STANDIN_CLOUD_HYPERVISOR_VERSION"
 DEFAULT_VERSION = "53.0"
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     loop = Loop()
     vmm = Vmm(loop, monitor, numbers, no_shutdown=getattr(options, "no_shutdown", False))
     _end_on_signals(loop, vmm)
+    forward(loop, vmm.terminal)
     HttpServer(loop, listener, Api(vmm, version).handle, SERVER, PAYLOAD_MAX)
     try:
         return loop.run()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.standins.clh.errors import Refused
+from tests.standins.server import Loop
 from tests.standins.taps import check_tap, open_tap
 from tests.standins.vsock import VsockBackend
 
@@ -168,7 +169,7 @@ def vfio(config: dict[str, Any]) -> Recipe:
     return Recipe(qemu_id(config["id"]), [], front)
 
 
-def vsock(config: dict[str, Any]) -> Recipe:
+def vsock(config: dict[str, Any], loop: Loop) -> Recipe:
     """Return the vsock device; its daemon starts now.
 
     Raises:
@@ -176,7 +177,7 @@ def vsock(config: dict[str, Any]) -> Recipe:
     """
     name = qemu_id(config["id"])
     try:
-        backend = VsockBackend(config["cid"], config["socket"])
+        backend = VsockBackend(config["cid"], config["socket"], loop)
     except OSError as error:
         text = f"Error binding to the host-side Unix socket: {error}"
         raise Refused("internal", "Cannot create virtio-vsock", text) from error
@@ -188,7 +189,7 @@ def vsock(config: dict[str, Any]) -> Recipe:
     return Recipe(name, [make], front, undo, fds, backend)
 
 
-BUILDERS = {"disk": disk, "net": net, "fs": fs, "pmem": pmem, "device": vfio, "vsock": vsock}
+BUILDERS = {"disk": disk, "net": net, "fs": fs, "pmem": pmem, "device": vfio}
 
 
 def cold_arguments(recipe: Recipe, place: dict[str, Any]) -> list[str]:

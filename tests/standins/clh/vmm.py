@@ -13,7 +13,7 @@ from tests.standins.clh.config import Config
 from tests.standins.clh.errors import Refused
 from tests.standins.clh.events import Monitor
 from tests.standins.clh.machine import Machine
-from tests.standins.qemu import QmpError
+from tests.standins.qemu import Qemu, QmpError
 from tests.standins.server import Loop
 
 _KINDS_WITH_ONE = ("vsock",)
@@ -219,6 +219,13 @@ class Vmm:
     def _drop_fds(self, identity: str) -> None:
         for fd in self._fds.pop(identity, ()):
             os.close(fd)
+
+    def terminal(self) -> Qemu | None:
+        """Return the QEMU that standard input is for, if it is for one."""
+        if self._machine is None or self.config is None:
+            return None
+        modes = (self.config["serial"]["mode"], self.config["console"]["mode"])
+        return self._machine.qemu if "Tty" in modes else None
 
     # -- looking -------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ class Api:
 
     def _put_vsock(self, tokens: list[str], body: bytes | None) -> Any:
         config = self._body("Vsock", body)
-        self._do.configure("put_vsock", config)
+        self._do.put_vsock(config)
         return None, "vsock_id" in config
 
     def _put_balloon(self, tokens: list[str], body: bytes | None) -> Any:

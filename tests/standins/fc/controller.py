@@ -58,6 +58,12 @@ class Controller:
         resources.configured = True
         getattr(resources, method)(config)
 
+    def put_vsock(self, config: Config) -> None:
+        """Add the vsock device."""
+        resources = self._not_started()
+        resources.configured = True
+        resources.put_vsock(config, self._loop)
+
     def set_part(self, name: str, config: Config, *, configures: bool = True) -> None:
         """Set a part that needs no checks."""
         resources = self._not_started()
@@ -151,7 +157,7 @@ class Controller:
             )
         try:
             state = snapshot.read(config, self._numbers)
-            snapshot.fill(resources, state, config)
+            snapshot.fill(resources, state, config, self._loop)
             vm = self._make_vm(incoming=True)
             self.vm = vm
             snapshot.load(vm, config)

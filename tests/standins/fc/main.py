@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 
 from tests.standins import settings
@@ -14,6 +12,7 @@ from tests.standins.fc.controller import Controller
 from tests.standins.fc.fault import Fault
 from tests.standins.http_dialect import DEFAULT_PAYLOAD_MAX, Request
 from tests.standins.server import HttpServer, Loop, listen
+from tests.standins.stdin import forward
 
 VERSION_VARIABLE = "KATAPY_STANDIN_FIRECRACKER_VERSION"
 DEFAULT_VERSION = "1.16.1"
@@ -129,7 +128,7 @@ def _serve(found: dict[str, list[str]], version: str, instance: str) -> int:
                 controller.put_mmds(json.load(file))
         if "config-file" in found and not _apply(api, found["config-file"][0]):
             return _EXIT_BAD_CONFIGURATION
-        _watch_stdin(loop, controller)
+        forward(loop, lambda: None if controller.vm is None else controller.vm.qemu)
         return loop.run()
     finally:
         controller.close()
@@ -161,22 +160,5 @@ def _apply(api: Api, path: str) -> bool:
     return True
 
 
-def _watch_stdin(loop: Loop, controller: Controller) -> None:
-    """Pass standard input on to the guest's serial port."""
-
-    def readable() -> None:
-        data = os.read(0, 4096)
-        if not data:
-            loop.forget(0)
-        elif controller.vm is not None:
-            controller.vm.qemu.type(data)
-
-    try:
-        loop.watch(0, readable)
-    except (OSError, ValueError):
-        return  # a file, or nothing at all
-
-
 if __name__ == "__main__":
-    started = time.time()
     sys.exit(main(sys.argv[1:]))

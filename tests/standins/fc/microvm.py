@@ -19,6 +19,7 @@ MIB = 1 << 20
 _ADDRESS_SPACE_MIB = 64 << 10
 _VSOCK_FIXED = (1, 17)
 _BZIMAGE = (1, 17)
+_VSOCK_LOOK = 0.05
 _KEYS = ("ctrl", "alt", "delete")
 
 
@@ -46,6 +47,7 @@ class MicroVm:
         on_exit: Callable[[int], None],
         incoming: bool = False,
     ) -> None:
+        self._loop = loop
         self.resources = resources
         self.paused = incoming
         self._version = version
@@ -79,9 +81,24 @@ class MicroVm:
     def start(self) -> None:
         """Let the guest run."""
         self.qemu.execute("cont")
+        self._await_vsock()
         balloon = self.resources.balloon
         if balloon is not None and balloon["amount_mib"]:
             self.set_balloon(balloon["amount_mib"])
+
+    def _await_vsock(self) -> None:
+        """Let hosts through to the guest once its vsock driver is up."""
+        vsock = self.resources.vsock
+        if vsock is None:
+            return
+        try:
+            started = not self.paused and self.qemu.vsock_started()
+        except QmpError:
+            return  # it ended
+        if started:
+            vsock.connect_guest()
+        else:
+            self._loop.after(_VSOCK_LOOK, self._await_vsock)
 
     def _choose_transport(self) -> Transport:
         resources = self.resources
@@ -204,20 +221,25 @@ class MicroVm:
         """Stop CPUs and devices."""
         if self.paused:
             return
-        self.qemu.execute("stop")
+        # QEMU's own stop takes the queues from the vsock daemon, which does not stand that.
+        if self.resources.vsock is None:
+            self.qemu.execute("stop")
+        else:
+            self.qemu.freeze()
+            self.resources.vsock.freeze()
         self.paused = True
         self._snapshot_since_pause = False
-        if self.resources.vsock is not None:
-            self.resources.vsock.freeze()
 
     def resume(self) -> None:
         """Go on; before 1.17 no new host-initiated vsock connection works afterwards."""
         if not self.paused:
             return
         vsock = self.resources.vsock
-        if vsock is not None:
+        if vsock is None:
+            self.qemu.execute("cont")
+        else:
             vsock.thaw()
-        self.qemu.execute("cont")
+            self.qemu.thaw()
         self.paused = False
         if vsock is not None and self._version < _VSOCK_FIXED and not self._snapshot_since_pause:
             vsock.hang_new_connections()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.standins.fc.fault import Fault
+from tests.standins.server import Loop
 from tests.standins.taps import open_tap
 from tests.standins.vsock import VsockBackend
 
@@ -293,7 +294,7 @@ class Resources:
             os.close(old.fd)
         self.pmems.append(pmem)
 
-    def put_vsock(self, config: Config) -> None:
+    def put_vsock(self, config: Config, loop: Loop) -> None:
         """Bind the host's socket; a former one goes.
 
         Raises:
@@ -304,7 +305,7 @@ class Resources:
             os.unlink(self.vsock.uds)
             self.vsock = None
         try:
-            self.vsock = VsockBackend(config["guest_cid"], config["uds_path"])
+            self.vsock = VsockBackend(config["guest_cid"], config["uds_path"], loop)
         except OSError as error:
             raise Fault(
                 "Cannot create backend for vsock device: Error binding to the host-side Unix "

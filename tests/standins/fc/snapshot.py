@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.standins.fc.fault import Fault
 from tests.standins.fc.resources import Config, Resources
 from tests.standins.qemu import QmpError
+from tests.standins.server import Loop
 
 if TYPE_CHECKING:
     from tests.standins.fc.microvm import MicroVm
@@ -52,7 +53,7 @@ def read(config: Config, version: tuple[int, ...]) -> dict[str, Any]:
     return state
 
 
-def fill(resources: Resources, state: dict[str, Any], config: Config) -> None:
+def fill(resources: Resources, state: dict[str, Any], config: Config, loop: Loop) -> None:
     """Open again what the saved VM had.
 
     Raises:
@@ -80,7 +81,7 @@ def fill(resources: Resources, state: dict[str, Any], config: Config) -> None:
     if "vsock_override" in config and vsock is None:
         raise Fault("The snapshot has no vsock device to override")
     if vsock is not None:
-        resources.put_vsock({**vsock, **config.get("vsock_override", {})})
+        resources.put_vsock({**vsock, **config.get("vsock_override", {})}, loop)
 
 
 def load(vm: MicroVm, config: Config) -> None:
