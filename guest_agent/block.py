@@ -156,21 +156,29 @@ async def find(loop: Loop, driver: str, source: str) -> str:
 
 
 async def wait_for(
-    loop: Loop, look: Callable[[], str], rescan: Callable[[], None], what: str
+    loop: Loop,
+    look: Callable[[], str],
+    rescan: Callable[[], None],
+    what: str,
+    seconds: float = 0.0,
 ) -> str:
     """Call `look` until it returns something, with one rescan on the way.
 
+    Args:
+        seconds: how long, 0 for the hot-plug timeout.
+
     Raises:
-        TtrpcError: NOT_FOUND after the hot-plug timeout.
+        TtrpcError: NOT_FOUND after that.
     """
+    limit = seconds or timeout_seconds
     waited = 0.0
     rescanned = False
     while True:
         found = look()
         if found and (not found.startswith("/dev/") or os.path.exists(found)):
             return found
-        if waited >= timeout_seconds:
-            text = f"{what} did not appear within {timeout_seconds:g} s"
+        if waited >= limit:
+            text = f"{what} did not appear within {limit:g} s"
             raise TtrpcError(status.NOT_FOUND, text)
         if waited >= _RESCAN_AFTER and not rescanned:
             rescanned = True

@@ -17,12 +17,12 @@ from shim import sweeper, translate
 from shim.backends import load_backends
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG
 from shim.orphans import reap_orphans
 from shim.publisher import Publisher
-from shim.sandbox import Sandbox
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
 from shim.storage.private import enter_private_mount_namespace
@@ -79,7 +79,7 @@ async def _serve(context: ShimContext) -> None:
         log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
-    sandbox = Sandbox(
+    sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
         config=config,

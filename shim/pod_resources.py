@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import trio
-
 from shim.cgroup.pod_cgroup import PodCgroup
 from shim.config.model import Config
 from shim.container import Container
@@ -18,9 +16,6 @@ from shim.pod_vm import PodVm
 from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.resources import Size, counted_resources, is_sandbox, size_rule
 from vmm.errors import VmmError
-
-# From the loss of the agent's channel to the VMM's end being known.
-VMM_END_TIMEOUT_S = 5.0
 
 
 class PodResources:
@@ -95,15 +90,11 @@ class PodResources:
 
     async def lost_status(self, process: Process) -> int:
         """The exit status of a process whose VM is gone, and the OOM event if that is why."""
-        with trio.move_on_after(VMM_END_TIMEOUT_S):
-            await self._vm.hypervisor.exited.wait()
-        if self._cgroup is None or not self._cgroup.oom_kills():
+        cgroup, exited = self._cgroup, self._vm.hypervisor.exited
+        if cgroup is None or not await cgroup.ended_by_oom(exited):
             return LOST_EXIT_STATUS
         if not process.exec_id:
-            self._log.error(
-                f"the host's OOM killer struck in the pod's cgroup {self._cgroup.main.path}: "
-                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
-            )
+            self._log.error(cgroup.oom_text())
             self._publish(TaskOOM(process.container_id))
         return OOM_EXIT_STATUS
 

@@ -35,8 +35,10 @@ SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
 Channel = Literal["serial", "vsock"]
 
-HOTPLUG_SLOTS = 12
-"""Devices that can be plugged into any VM at a time."""
+HOTPLUG_SLOTS = 30
+"""Devices that can be plugged into a VM of QEMU's at a time: a bridge full."""
+FEW_SLOTS = 12
+"""The same for the other VMMs, where each costs something."""
 
 _HYBRID_CID = 3
 _GROWING = ("q35", "clh")
@@ -133,7 +135,8 @@ def plan_vm(
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
-        hotplug_slots=HOTPLUG_SLOTS + (vm.pcie_root_port if isinstance(vm, Qemu) else 0),
+        hotplug_slots=HOTPLUG_SLOTS if isinstance(vm, Qemu) else FEW_SLOTS,
+        root_ports=vm.pcie_root_port if isinstance(vm, Qemu) else 0,
     )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)

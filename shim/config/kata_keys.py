@@ -177,7 +177,6 @@ _RUNTIME: dict[str, Inert] = {
         _OFF,
     ),
     "agent_name": ("", "kata"),
-    "dan_conf": ("", "/run/kata-containers/dans"),
     "disable_guest_empty_dir": (True,),
     "emptydir_mode": ("", "shared-fs"),
     "kubelet_root_dir": ("", "/var/lib/kubelet"),

@@ -43,6 +43,7 @@ class Runtime:
     disable_guest_seccomp: bool = key(False, rules.flag())
     internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
     disable_new_netns: bool = key(False, rules.flag())
+    dan_conf: Path = key(Path("/run/kata-containers/dans"), rules.path())
     static_sandbox_resource_mgmt: bool = key(False, rules.flag())
     enable_vcpus_pinning: bool = key(False, rules.flag())
     # As runtime-rs has it; cgroup version 2 allows nothing else.

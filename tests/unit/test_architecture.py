@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.task_service", "shim.sandbox_service"),
     ("shim.translate_pod",),
     ("shim.translate",),
+    ("shim.declarable_sandbox",),
     ("shim.sandbox",),
     ("shim.creation",),
     ("shim.pod_builder", "shim.container_files"),

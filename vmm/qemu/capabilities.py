@@ -27,7 +27,7 @@ _MAX_VCPUS = 255
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
     """Return what is possible, from what was asked for and what QEMU has."""
     pci = spec.machine != "microvm"
-    hot = pci and spec.hotplug_slots > 0
+    hot = pci and spec.hotplug_slots + spec.root_ports > 0
     hot_memory = hot_memory_bytes(spec) > 0
     fs_share = "vhost-user-fs-pci" in features.devices
     balloons = [device for device in spec.devices if isinstance(device, BalloonDevice)]

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from vmm.spec import VmSpec
 
 
+# The firmware leaves no addresses for devices to come behind a bridge that looks empty.
+_BRIDGE_ROOM = "io-reserve=4k,mem-reserve=16m,pref64-reserve=32m"
+_BRIDGE_CHASSIS = 100  # apart from the root ports' numbers
+
+
 @dataclass(frozen=True)
 class Listeners:
     """Numbers of the listening sockets QEMU inherits.
@@ -205,14 +210,15 @@ def _console(listeners: Listeners) -> list[str]:
 
 def _ports(plan: Plan) -> list[str]:
     arguments: list[str] = []
-    for number, port in enumerate(plan.ports, start=1):
-        if port.direct:
-            continue
-        option = f"pcie-root-port,id={port.name},bus=pcie.0,chassis={number},slot={number}"
-        option += f",addr={port.slot:02x}.{port.function:x}"
-        if port.multifunction and port.function == 0:
+    for number, (name, slot, function, shared) in enumerate(plan.places.ports, start=1):
+        option = f"pcie-root-port,id={name},bus=pcie.0,chassis={number},slot={number}"
+        option += f",addr={slot:02x}.{function:x}"
+        if shared and function == 0:
             option += ",multifunction=on"
         arguments += ["-device", option]
+    for number, (name, slot) in enumerate(plan.places.bridges, start=_BRIDGE_CHASSIS):
+        option = f"pci-bridge,id={name},bus=pcie.0,addr={slot:02x},chassis_nr={number},shpc=off"
+        arguments += ["-device", f"{option},{_BRIDGE_ROOM}"]
     return arguments
 
 
