@@ -6,6 +6,7 @@ import pytest
 
 from protos.cri import sandbox_pb2 as pods
 from tests.support.pods import Kubelet, Member, linux
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 
@@ -40,7 +41,8 @@ def test_sized_resized_and_counted(kubelet: Kubelet) -> None:
     assert member.sh("cat /sys/fs/cgroup/memory.max") == str(3000 * MIB)
     assert member.sh("cat /sys/fs/cgroup/cpu.max").split()[0] == "150000"
     _update(kubelet, member, memory_limit_in_bytes=128 * MIB)
-    assert _memory(member) == pytest.approx(before, abs=8)
+    # As far as the guest can move its pages.
+    eventually(lambda: _memory(member) < before + 300, "memory to be given back", timeout=40)
     assert member.sh("cat /sys/fs/cgroup/memory.max") == str(128 * MIB)
 
     member.sh("i=0; while [ $i -lt 9999 ]; do i=$((i+1)); done; echo x > /written")
