@@ -223,7 +223,8 @@ class Sandbox:
         container = Container(request, self, vm.pid, cleanup, self._publish)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
-        self._stages.reached("created")
+        if self._stages.reached("created"):
+            self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
 
     async def delete_container(self, container_id: str) -> Process:
