@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +19,17 @@ import trio
 
 from protos.containerd import task_v2_pb2, task_v3_pb2
 from shim import ledger as ledgers
-from shim import sweeper, translate
+from shim import translate
 from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.pod_builder import Backends
 from shim.pod_vm import Helper
+from shim.prelaunch import Prelaunched, open_ledger
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
 from shim.stages import Stages
-from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service
@@ -50,18 +51,13 @@ def main(context: ShimContext) -> None:
     Args:
         context: what ``start`` knew.
     """
-    # Mounts of the pod are nobody else's business, and go with the last process that
-    # is in here; those of the host still arrive.
-    enter_private_mount_namespace()
     trio.run(_serve, context, strict_exception_groups=True)
 
 
 async def _serve(context: ShimContext) -> None:
     log = context.log
-    ledger = ledgers.Ledger.create(context.state_dir, context.namespace, context.group_id)
-    if ledger.entries():
-        left = sweeper.sweep(ledger, log.warning)
-        log.warning(f"a former shim of {context.group_id} left things; {len(left)} remain")
+    ledger = context.ledger or open_ledger(context)
+    ahead = context.prelaunched
     publisher = Publisher(
         context.namespace,
         log,
@@ -78,7 +74,7 @@ async def _serve(context: ShimContext) -> None:
     # Create gets the reason as its answer.
     config, refusal = Config(), None
     try:
-        config = load_config(context.options)
+        config = ahead.config if ahead else load_config(context.options)
     except ConfigError as err:
         refusal = err
     for warning in config.warnings:
@@ -91,7 +87,11 @@ async def _serve(context: ShimContext) -> None:
         runtime_dir=Path(
             ledgers.runtime_dir(context.state_dir, context.namespace, context.group_id)
         ),
-        backends=Backends(hypervisor=_make_qemu, virtiofsd=_make_virtiofsd),
+        backends=Backends(
+            hypervisor=partial(_make_qemu, ahead),
+            virtiofsd=partial(_make_virtiofsd, ahead),
+            ahead=ahead,
+        ),
         publish=publish,
         log=log,
         refusal=refusal,
@@ -115,6 +115,8 @@ async def _serve(context: ShimContext) -> None:
         await sandbox.stop()
         await publisher.drain(DRAIN_TIMEOUT_S)
         nursery.cancel_scope.cancel()
+    if ahead is not None:
+        ahead.discard(log.warning)
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
 
@@ -147,17 +149,20 @@ def _services(task: TaskService) -> list[Service]:
     ]
 
 
-def _make_qemu(spec: VmSpec, config: Config, record: Recorder) -> Hypervisor:
+def _make_qemu(
+    ahead: Prelaunched | None, spec: VmSpec, config: Config, record: Recorder
+) -> Hypervisor:
     return QemuHypervisor(
         spec,
         binary=config.hypervisor.path or "",
         cache_dir=config.katapy.cache_dir,
         record=record,
+        launched=ahead.take_vmm(spec) if ahead else None,
     )
 
 
 def _make_virtiofsd(
-    plan: VmPlan, config: Config, record: Recorder
+    ahead: Prelaunched | None, plan: VmPlan, config: Config, record: Recorder
 ) -> AbstractAsyncContextManager[Helper]:
     cache = {"metadata": "auto"}.get(
         config.hypervisor.virtio_fs_cache, config.hypervisor.virtio_fs_cache
@@ -171,6 +176,7 @@ def _make_virtiofsd(
             binary=config.hypervisor.virtio_fs_daemon or "",
             options=ShareOptions(cache=cache),  # type: ignore[arg-type]
             record=record,
+            listener=ahead.take_listener() if ahead else None,
         ) as process:
             yield process
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from protos.kata import agent_pb2
 from shim import process_table
 from shim.config.model import Config
-from shim.ledger import Ledger
+from shim.ledger import Entry, Ledger
 from shim.log import Log
 from shim.net.netns import open_netns
 from shim.pod_vm import Helper, PodVm, PodVmPlan
@@ -26,9 +26,12 @@ from shim.rollback import Rollback
 from shim.stages import Stages
 from shim.storage.guest_share import share_storage
 from shim.storage.share import Share
-from shim.vm_plan import VmPlan, plan_vm
+from shim.vm_plan import VmPlan, plan_pod
 from vmm.hypervisor import Hypervisor, Recorder
 from vmm.spec import VmSpec
+
+if TYPE_CHECKING:
+    from shim.prelaunch import Prelaunched
 
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
@@ -41,10 +44,12 @@ class Backends:
     Args:
         hypervisor: builds the VM's backend.
         virtiofsd: builds the file server's context.
+        ahead: what of the VM was started ahead of Create.
     """
 
     hypervisor: MakeHypervisor
     virtiofsd: MakeVirtiofsd
+    ahead: Prelaunched | None = None
 
 
 class PodBuilder:
@@ -99,13 +104,21 @@ class PodBuilder:
             VmmError: the VM did not come up.
         """
         self._stages.reached("create")
-        self._make_runtime_dir()
-        netns = await trio.to_thread.run_sync(open_netns, spec)
+        ahead = await self._claim_ahead(spec)
+        if ahead is None:
+            self._make_runtime_dir()
+            netns = await trio.to_thread.run_sync(open_netns, spec)
+        else:
+            netns = ahead.take_netns()
         try:
-            plan = plan_vm(
-                self._config, name=f"katapy-{self._id}", runtime_dir=self._runtime_dir, netns=netns
+            plan = plan_pod(
+                self._config,
+                spec,
+                sandbox_id=self._id,
+                runtime_dir=self._runtime_dir,
+                netns=netns,
             )
-            share = await self._make_share(plan)
+            share = await self._make_share(plan, ahead)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),
                 self._plan(spec, plan),
@@ -136,18 +149,43 @@ class PodBuilder:
             dial_timeout=float(self._config.agent.dial_timeout),
         )
 
-    async def _make_share(self, plan: VmPlan) -> Share | None:
+    async def _claim_ahead(self, spec: dict[str, Any]) -> Prelaunched | None:
+        """What was started ahead if it is for this spec; anything else of it is undone."""
+        ahead = self._backends.ahead
+        if ahead is None:
+            return None
+        if not ahead.fits(spec):
+            await trio.to_thread.run_sync(ahead.discard, self._log.warning)
+            return None
+        directory, rest = ahead.claim()
+        self._push_runtime_dir(directory)
+        for entry in rest:
+            self._push_forget(entry)
+
+        async def end() -> None:
+            await trio.to_thread.run_sync(ahead.discard, self._log.warning)
+
+        # For a start that fails before the VM's own task has taken it over.
+        self._cleanup.push("the VMM started ahead", end)
+        return ahead
+
+    async def _make_share(self, plan: VmPlan, ahead: Prelaunched | None) -> Share | None:
         if plan.shared_fs == "none":
             return None
         share = Share(str(plan.share_dir), self._ledger)
         self._cleanup.push("the share", share.aclose, timeout=30.0)
-        await share.prepare()
+        if ahead is not None:
+            share.adopt(ahead.share_made)
+        else:
+            await share.prepare()
         return share
 
     def _make_runtime_dir(self) -> None:
         entry = self._ledger.add("dir", path=str(self._runtime_dir), tree=True)
         os.makedirs(self._runtime_dir, mode=0o700, exist_ok=True)
+        self._push_runtime_dir(entry)
 
+    def _push_runtime_dir(self, entry: Entry) -> None:
         async def remove() -> None:
             os.rmdir(self._runtime_dir)
             self._ledger.remove(entry)
@@ -163,10 +201,12 @@ class PodBuilder:
                 entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
             else:
                 entry = self._ledger.add(kind, path=str(value))
-
-            async def forget() -> None:
-                self._ledger.remove(entry)
-
-            self._cleanup.push(f"ledger entry {kind} {value}", forget)
+            self._push_forget(entry)
 
         return record
+
+    def _push_forget(self, entry: Entry) -> None:
+        async def forget() -> None:
+            self._ledger.remove(entry)
+
+        self._cleanup.push(f"ledger entry {entry!r}", forget)

@@ -122,13 +122,16 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
     _scrub_environment()
     context.stamp("forked")
     try:
-        _prelaunch(context)
+        from importlib import import_module
+
+        # Mounts of the pod are nobody else's business, and go with the last process that
+        # is in here; those of the host still arrive.
+        import_module("shim.storage.private").enter_private_mount_namespace()
         _become_reaper()
+        import_module("shim.prelaunch").run(context)
         import sys
 
         sys.path.extend(site_packages)
-        from importlib import import_module
-
         daemon = import_module("shim.daemon")
         context.stamp("imported")
         daemon.main(context)
@@ -141,20 +144,6 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
         return 0
     finally:
         sockets.remove_own(context.socket_path, context.socket_identity)
-
-
-def _prelaunch(context: ShimContext) -> None:
-    """Run shim.prelaunch, if it exists, before anything heavy is imported.
-
-    The place to start the VMM: standard library only, one thread, no trio yet.
-    """
-    try:
-        from shim import prelaunch  # type: ignore[attr-defined,unused-ignore]
-    except ImportError as error:
-        if error.name not in ("shim", "shim.prelaunch"):
-            raise
-    else:
-        prelaunch.run(context)
 
 
 def _drop_descriptors(listener_fd: int) -> int:

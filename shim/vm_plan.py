@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shim.errors import ConfigError
 from vmm.image.errors import ImageError
@@ -99,6 +99,31 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         sandbox_seccomp=bool(vm.seccompsandbox),
     )
     return VmPlan(spec, shared_fs, share_dir, socket, vm.msize_9p)
+
+
+def plan_pod(
+    config: Config,
+    spec: dict[str, Any],
+    *,
+    sandbox_id: str,
+    runtime_dir: Path,
+    netns: int | None,
+) -> VmPlan:
+    """Plan a pod's VM from the OCI spec of its first container.
+
+    The one place that knows what of a spec the VM starts with: it is planned here both
+    before trio is imported and when Create comes, and only equal plans are the same VM.
+
+    Args:
+        config: the effective configuration.
+        spec: the OCI spec.
+        sandbox_id: the pod's id.
+        runtime_dir, netns: as in :func:`plan_vm`.
+
+    Raises:
+        ConfigError: as :func:`plan_vm`.
+    """
+    return plan_vm(config, name=f"katapy-{sandbox_id}", runtime_dir=runtime_dir, netns=netns)
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:

@@ -23,6 +23,7 @@ from vmm.sockets import listen
 from vmm.spawn import spawn
 
 if TYPE_CHECKING:
+    import socket as socketlib
     from collections.abc import AsyncIterator, Callable
 
     from vmm.hypervisor import Recorder
@@ -142,6 +143,7 @@ async def run_virtiofsd(
     binary: str | Path = "",
     options: ShareOptions | None = None,
     record: Recorder | None = None,
+    listener: socketlib.socket | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Process]:
     """Share a directory for as long as the block runs.
@@ -156,6 +158,7 @@ async def run_virtiofsd(
         binary: program or its name; empty finds one.
         options: how to share.
         record: told of the socket and the process.
+        listener: already listening on ``socket``, closed here; None to bind it now.
         on_line: called with each line the daemon writes.
 
     Raises:
@@ -172,8 +175,8 @@ async def run_virtiofsd(
 
     def start() -> subprocess.Popen[bytes]:
         # Bound before the daemon runs, so that nobody has to wait for it.
-        with listen(socket) as listener:
-            fd = listener.fileno()
+        with listener or listen(socket) as listening:
+            fd = listening.fileno()
             argv = build_command(program, kind, fd, directory, options or ShareOptions())
             return spawn(argv, pass_fds=(fd,))
 
