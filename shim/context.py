@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.ledger import Ledger
     from shim.log import Log
-    from shim.prelaunch import Prelaunched
+    from shim.prelaunched import Prelaunched
 
 
 class ShimContext:

@@ -1,6 +1,6 @@
 """The serving process of a pod: builds the objects, owns the root nursery, ends in order.
 
-The only module besides the CLI that names a concrete VM backend.
+With shim/prelaunch.py and the CLI all that names a concrete VM backend.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from shim.errors import ConfigError
 from shim.events import Event
 from shim.pod_builder import Backends
 from shim.pod_vm import Helper
-from shim.prelaunch import Prelaunched, open_ledger
+from shim.prelaunched import Prelaunched
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
 from shim.stages import Stages
+from shim.sweeper import open_ledger
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service

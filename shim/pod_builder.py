@@ -31,7 +31,7 @@ from vmm.hypervisor import Hypervisor, Recorder
 from vmm.spec import VmSpec
 
 if TYPE_CHECKING:
-    from shim.prelaunch import Prelaunched
+    from shim.prelaunched import Prelaunched
 
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]

@@ -17,12 +17,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.context import ShimContext
     from shim.ledger import Entry, Ledger
 
     Report = Callable[[str], None]
 
 KILL_TIMEOUT = 2.0  # seconds for all processes to end after SIGKILL
 STEP_TIMEOUT = 3.0  # seconds for any other step
+
+
+def open_ledger(context: ShimContext) -> Ledger:
+    """Make a new pod's ledger, and undo what a former shim of this id left.
+
+    Raises:
+        AlreadyExists, Internal: as :meth:`shim.ledger.Ledger.create`.
+    """
+    ledger = ledgers.Ledger.create(context.state_dir, context.namespace, context.group_id)
+    if ledger.entries():
+        left = sweep(ledger, context.log.warning)
+        context.log.warning(f"a former shim of {context.group_id} left things; {len(left)} remain")
+    return ledger
 
 
 def sweep(ledger: Ledger, report: Report, container: str | None = None) -> list[Entry]:

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.task_service", "shim.sandbox_service"),
     ("shim.translate",),
     ("shim.sandbox",),
-    ("shim.pod_builder", "shim.container_files"),
+    ("shim.pod_builder", "shim.prelaunched", "shim.container_files"),
     ("shim.pod_vm",),
     ("shim.container", "shim.process"),
     ("shim.agent", "shim.net", "shim.storage", "shim.stdio", "shim.oci", "shim.publisher"),
