@@ -13,6 +13,7 @@ from protos.containerd import task_v2_pb2
 from shim.bench.rpc import ShimClient
 from shim.bench.shims import memory_of
 from tests.support.ctr import Ctr
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 
@@ -24,8 +25,10 @@ PSS_MAX_MIB = 25.0  # 21 to 23 at the time of writing; Kata's shim takes 42
 _DUMP = """
 code = main(sys.argv[1:], {site})
 if "start" in sys.argv:
-    with open({target!r}, "w") as file:
+    import os
+    with open({target!r} + ".new", "w") as file:
         file.write("\\n".join(sys.modules))
+    os.rename({target!r} + ".new", {target!r})
 sys.exit(code)
 """
 
@@ -47,11 +50,12 @@ def test_shim_loads_trio_and_protobuf_and_nothing_else_of_others(
     seen = Ctr(ctr.daemon, ctr.namespace, runtime.name.replace("katapy", "katapyseen"))
     try:
         container = seen.start("sleep", "1000", name=ctr.new_id())
-        assert seen.exec(container, "true").code == 0
-        seen.ok("tasks", "metrics", container)
-        seen.remove(container)
+        assert ctr.exec(container, "true").code == 0
+        ctr.ok("tasks", "metrics", container)
+        ctr.remove(container)
     finally:
         launcher.unlink()
+    eventually(target.exists, "the shim's end", timeout=20)
     loaded = set(target.read_text().split())
     assert {"trio", "shim.daemon", "shim.sandbox", "protos.kata.agent_pb2"} <= loaded
     roots = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
