@@ -111,7 +111,10 @@ class StreamChannel:
         if owed >= WINDOW // 4 and not self._ended:
             self._owed[channel] = 0
             self._allowed[channel] += owed
-            await self._send(frames.credit_frame(channel, owed))
+            # The guest may have sent everything and ended the stream while we still write
+            # what it sent; whether anything is lost is for `read` to tell.
+            with contextlib.suppress(GuestLost):
+                await self._send(frames.credit_frame(channel, owed))
 
     async def write_stdin(self, data: bytes) -> None:
         """See :class:`~shim.stdio.channel.GuestChannel`."""
