@@ -10,11 +10,12 @@ import os
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 
+from .log import log
 from .loop import PRIORITY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from .loop import Loop
@@ -248,3 +249,20 @@ def network() -> list[dict[str, Any]]:
                 }
             )
     return stats
+
+
+def allow_huge_pages(resources: Mapping[str, Any]) -> None:
+    """Let the kernel make as many huge pages as a container's limits say, when it needs them.
+
+    None are set aside: what a container does not use stays ordinary memory.
+    """
+    for limit in resources.get("hugepageLimits") or ():
+        number, unit = limit["pageSize"][:-2], limit["pageSize"][-2:]
+        size = int(number) * {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}[unit]
+        pages = limit["limit"] // size
+        path = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB/nr_overcommit_hugepages"
+        if 0 < pages < 1 << 32:
+            try:
+                _write(path, str(_number(path) + pages))
+            except OSError as error:  # pages of a size that can't be made on demand
+                log("warn", "no huge pages on demand", size=limit["pageSize"], error=error)

@@ -181,6 +181,8 @@ class Container:
             await self.remove()
             raise
         self.cgroup = cgroup.of_process(self.init.pid)
+        # Where a container that is to see this one's processes finds their namespace.
+        os.symlink(f"/proc/{self.init.pid}/ns/pid", f"{self.bundle}/pid-namespace")
         return self.init
 
     async def start(self) -> None:

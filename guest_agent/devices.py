@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _BY_ID = frozenset({"blk", "scsi"})
 _BY_PATH = frozenset({"mmioblk", "nvdimm"})
+_TYPE, _BLOCK, _CHARACTER = 0o170000, 0o060000, 0o020000
+_OWN_FOLDERS = frozenset({"pts", "shm", "mqueue", "hugepages"})
+_OWN_NODES = ("console", "hvc", "ptmx", "tty", "vport", "vsock")
 
 
 async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) -> None:
@@ -63,3 +66,41 @@ def _patch(spec: dict[str, Any], path: str, major: int, minor: int) -> None:
             known = True
     if not known:
         rules.append({"allow": True, "type": "b", "major": major, "minor": minor, "access": "rwm"})
+
+
+def add_nodes_of_guest(spec: dict[str, Any], folder: str = "/dev") -> None:
+    """Give a container every device node of the guest that it has no node for.
+
+    Left out are what belongs to terminals, and the ports that lead to the host.
+    """
+    linux = spec.setdefault("linux", {})
+    nodes = linux.setdefault("devices", [])
+    known = {node.get("path") for node in nodes}
+    for path in _nodes(folder):
+        place = f"/dev{path.removeprefix(folder)}"
+        if place not in known:
+            info = os.stat(path, follow_symlinks=False)
+            nodes.append(
+                {
+                    "path": place,
+                    "type": "b" if info.st_mode & _TYPE == _BLOCK else "c",
+                    "major": os.major(info.st_rdev),
+                    "minor": os.minor(info.st_rdev),
+                    "fileMode": info.st_mode & 0o7777,
+                    "uid": info.st_uid,
+                    "gid": info.st_gid,
+                }
+            )
+
+
+def _nodes(folder: str) -> list[str]:
+    found: list[str] = []
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in _OWN_FOLDERS:
+                found += _nodes(entry.path)
+        elif not entry.name.startswith(_OWN_NODES):
+            kind = entry.stat(follow_symlinks=False).st_mode & _TYPE
+            if kind in (_BLOCK, _CHARACTER):
+                found.append(entry.path)
+    return found

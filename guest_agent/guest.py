@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
-FEATURES = ["clock", "oci-json", "stdio-stream"]
+FEATURES = ["clock", "listeners", "oci-json", "pod-namespaces", "stdio-stream", "sysctl"]
+_HUGE_PAGES = "/sys/kernel/mm/hugepages"
+_IO_COST = "/sys/fs/cgroup/io.cost.qos"  # in the root group where groups have a weight
 _SERVING = 1
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -85,7 +87,8 @@ class Guest:
 
     async def hello(self, _request: Message) -> Mapping[str, Any]:
         """Extension.Hello."""
-        return {"agent_version": VERSION, "features": FEATURES, "boot_stamps": self._stamps}
+        features = FEATURES + _limits()
+        return {"agent_version": VERSION, "features": features, "boot_stamps": self._stamps}
 
     async def set_clock(self, request: Message) -> None:
         """Extension.SetClock."""
@@ -182,6 +185,19 @@ class Guest:
         ]
         _add_metric(lines, "kata_guest_cpu_time", times)
         return {"metrics": "\n".join(lines) + "\n"}
+
+
+def _limits() -> list[str]:
+    """Limits of the kernel that not every one has: hugetlb-2MB, hugetlb-1GB, io-weight."""
+    found = ["io-weight"] if os.path.exists(_IO_COST) else []
+    try:
+        names = os.listdir(_HUGE_PAGES)
+    except FileNotFoundError:
+        return found
+    for name in names:  # hugepages-2048kB
+        size = int(name.rpartition("-")[2].removesuffix("kB")) >> 10
+        found.append(f"hugetlb-{size >> 10}GB" if size >= 1024 else f"hugetlb-{size}MB")
+    return found
 
 
 _CPU_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")

@@ -36,6 +36,8 @@ MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 
+CLONE_NEWPID = 0x20000000
+
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -71,6 +73,24 @@ def _call(name: str, *args: object, path: str | None = None) -> int:
         code: int = _ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}", path)
     return result
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces; see unshare(2).
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    _call("unshare", _Int(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter a namespace; see setns(2).
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    _call("setns", _Int(fd), _Int(flags))
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:

@@ -21,6 +21,8 @@ from .children import Children
 from .container import BASE, Runtime
 from .crun import Crun
 from .guest import Guest
+from .iptables import IpTables
+from .listeners import Listeners
 from .log import log, set_level
 from .loop import Event, Loop, Nursery
 from .network import Network
@@ -121,11 +123,16 @@ def _build(
             **sandbox.handlers,
             **guest.handlers,
             **Network(loop).handlers,
+            **IpTables(children).handlers,
         },
         Containers.WAITS,
     )
     server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)
-    server.add(katapy_extension.SERVICES, {**guest.extension, "Stdio": containers.stdio})
+    server.add(
+        katapy_extension.SERVICES,
+        {**guest.extension, **Listeners(loop).extension, "Stdio": containers.stdio},
+        frozenset({"WaitListeners"}),
+    )
     return server, finished
 
 

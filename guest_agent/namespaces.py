@@ -1,14 +1,22 @@
 """Namespaces that the containers of a sandbox share.
 
-The first container brings them along; a bind mount keeps each alive when that
-container has ended, at FOLDER/<type>, where later containers join it.
+For a shim of Kata's the first container brings them along; a bind mount keeps each alive
+when that container has ended, at FOLDER/<type>, where later containers join it.
+
+Our shim has no first container: ipc and uts are the machine's own, which nobody else is
+on, and a pid namespace is made when a container asks to share one. Its first process
+holds it open and collects what is orphaned in it, as a pause container does.
+
+Source: pid_namespaces(7), setns(2); SIGCHLD ignored means no zombies, sigaction(2).
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 
 from . import libc
+from .children import find_program
 from .log import log
 
 TYPE_CHECKING = False
@@ -50,11 +58,36 @@ class SharedNamespaces:
                 continue
             if os.readlink(own) == os.readlink(f"/proc/self/ns/{kind}"):
                 continue
-            os.makedirs(FOLDER, exist_ok=True)
-            with open(f"{FOLDER}/{kind}", "w"):
-                pass
-            libc.mount(own, f"{FOLDER}/{kind}", "", libc.MS_BIND)
-            self._kept.append(kind)
+            self._keep(init, kind)
+
+    def _keep(self, process: int, kind: str) -> None:
+        os.makedirs(FOLDER, exist_ok=True)
+        with open(f"{FOLDER}/{kind}", "w"):
+            pass
+        libc.mount(f"/proc/{process}/ns/{kind}", f"{FOLDER}/{kind}", "", libc.MS_BIND)
+        self._kept.append(kind)
+
+    def share_pid(self) -> None:
+        """Have a pid namespace at FOLDER/pid, with a first process in it.
+
+        Raises:
+            OSError: it can't be made.
+        """
+        if "pid" in self._kept:
+            return
+        program = find_program("sleep")
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            libc.unshare(libc.CLONE_NEWPID)  # of children to come, not of this process
+            try:
+                holder = os.fork()
+                if not holder:
+                    _hold(program)
+            finally:
+                libc.setns(own, libc.CLONE_NEWPID)
+        finally:
+            os.close(own)
+        self._keep(holder, "pid")
 
     def release(self) -> None:
         """Let them go."""
@@ -65,3 +98,16 @@ class SharedNamespaces:
                 os.unlink(path)
             except OSError as error:
                 log("error", "can't release namespace", path=path, error=error)
+
+
+def _hold(program: str) -> None:
+    """Become the first process of a pid namespace; never returns."""
+    try:
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.setsid()
+        os.execv(program, ["sleep", "2147483647"])
+    finally:
+        os._exit(127)

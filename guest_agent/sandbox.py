@@ -104,6 +104,8 @@ class Sandbox:
             with open(_RESOLV_CONF, "w") as file:
                 file.write("\n".join(request["dns"]) + "\n")
             mount(_RESOLV_CONF, "/etc/resolv.conf", "bind", [])
+        for name, value in request["sysctl"].items():
+            set_sysctl(name, value)
 
     async def destroy(self, _request: Message) -> None:
         """DestroySandbox; the agent ends once the answer is out."""
@@ -169,3 +171,20 @@ class Sandbox:
                     libc.umount(point)
                 except OSError as error:
                     log("warn", "can't detach stale mount", point=point, error=error)
+
+
+def set_sysctl(name: str, value: str) -> None:
+    """Set a kernel parameter, named with dots or slashes.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT when this kernel has none of the name, or refuses the value.
+    """
+    parts = name.replace(".", "/").split("/")
+    try:
+        if "" in parts:
+            raise FileNotFoundError(2, "no such parameter")
+        with open("/proc/sys/" + "/".join(parts), "w") as file:
+            file.write(value)
+    except OSError as error:
+        text = f"sysctl {name} = {value!r}: {error.strerror}"
+        raise TtrpcError(status.INVALID_ARGUMENT, text) from None

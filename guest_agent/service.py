@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # A unary response has to leave room for its envelope in the 4 MiB of a message.
 _READ_LIMIT = 1 << 20
 _OOM_BACKLOG = 256
+_EVERY_DEVICE = "io.katapy.every-device"  # set by the shim for privileged containers
 
 
 class Containers:
@@ -97,13 +98,22 @@ class Containers:
             if request["devices"]:
                 await devices.add_all(self._runtime.loop, request["devices"], spec)
             points = await self._storages.add_all(request["storages"], container.bundle)
-            if not request["oci_spec_json"]:
+            if request["oci_spec_json"]:
+                if request["sandbox_pidns"]:
+                    self._namespaces.share_pid()
+            else:
                 self._namespaces.join(spec, pid=request["sandbox_pidns"])
-            if request["devices"] or not request["oci_spec_json"]:
+            given = bool(request["devices"]) or not request["oci_spec_json"]
+            if container.annotation(_EVERY_DEVICE):
+                devices.add_nodes_of_guest(spec)
+                given = True
+            if given:
                 config = jsonlite.dumps(spec).encode()
+            cgroup.allow_huge_pages((spec.get("linux") or {}).get("resources") or {})
             init = await container.create(config)
             try:
-                self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
+                if not request["oci_spec_json"]:
+                    self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
             except OSError:
                 await container.remove()
                 raise

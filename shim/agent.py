@@ -10,13 +10,13 @@ Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 
-from protos.kata import agent_pb2, health_pb2
+from protos.kata import agent_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
@@ -50,6 +50,7 @@ class Agent:
         self.boot_stamps = boot_stamps
         self._client = client
         self._kata: Any = stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
+        self._extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
         self._health: Any = stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
 
     async def check(self, timeout: float = HEALTH_TIMEOUT_S) -> None:
@@ -70,6 +71,7 @@ class Agent:
         shared_pid_namespace: bool = False,
         kernel_modules: Sequence[str] = (),
         guest_hook_path: str = "",
+        sysctls: Mapping[str, str] | None = None,
     ) -> None:
         """Set up what the pod's containers share; once per VM, before any container.
 
@@ -81,6 +83,7 @@ class Agent:
             shared_pid_namespace: whether containers share one pid namespace.
             kernel_modules: lines of ``name key=value…`` to load.
             guest_hook_path: directory in the guest with OCI hooks.
+            sysctls: kernel settings by dotted name, which need the feature ``sysctl``.
         """
         modules = [line.split() for line in kernel_modules]
         await self._kata.CreateSandbox(
@@ -91,6 +94,7 @@ class Agent:
                 sandbox_pidns=shared_pid_namespace,
                 sandbox_id=sandbox_id,
                 guest_hook_path=guest_hook_path,
+                sysctl=sysctls,
                 kernel_modules=[
                     agent_pb2.KernelModule(name=words[0], parameters=words[1:])
                     for words in modules
@@ -99,6 +103,42 @@ class Agent:
             ),
             timeout=REQUEST_TIMEOUT_S,
         )
+
+    async def update_interface(self, interface: types_pb2.Interface) -> None:
+        """Make the guest's link with a hardware address what is described."""
+        await self._kata.UpdateInterface(
+            agent_pb2.UpdateInterfaceRequest(interface=interface), timeout=REQUEST_TIMEOUT_S
+        )
+
+    async def update_routes(self, routes: Sequence[types_pb2.Route]) -> None:
+        """Add or replace routes; those without a gateway first."""
+        request = agent_pb2.UpdateRoutesRequest(routes=agent_pb2.Routes(Routes=routes))
+        await self._kata.UpdateRoutes(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def add_neighbours(self, neighbours: Sequence[types_pb2.ARPNeighbor]) -> None:
+        """Add entries to the ARP and NDP tables; an agent that can't is let off."""
+        request = agent_pb2.AddARPNeighborsRequest(
+            neighbors=agent_pb2.ARPNeighbors(ARPNeighbors=neighbours)
+        )
+        try:
+            await self._kata.AddARPNeighbors(request, timeout=REQUEST_TIMEOUT_S)
+        except TtrpcError as err:
+            if err.code != status.UNIMPLEMENTED:
+                raise
+
+    async def wait_listeners(self, known: set[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Return the guest's listening ports once they are others than the known ones.
+
+        Only with the feature ``listeners``.
+
+        Args:
+            known: protocol ("tcp" or "udp") and port of each.
+        """
+        request = extension_pb2.WaitListenersRequest(
+            known=[extension_pb2.Listener(protocol=name, port=port) for name, port in known]
+        )
+        reply = await self._extension.WaitListeners(request)
+        return {(entry.protocol, entry.port) for entry in reply.now}
 
     async def destroy_sandbox(self, timeout: float) -> None:
         """End every container and power the VM off."""
@@ -222,6 +262,17 @@ class Agent:
         if "oci-json" in self.features:
             request.oci_resources_json = json.dumps(resources).encode()
         await self._kata.UpdateContainer(request, timeout=REQUEST_TIMEOUT_S)
+
+    async def online_cpus(self, count: int) -> None:
+        """Switch hot-plugged CPUs on; returns when the guest uses them.
+
+        Args:
+            count: how many were plugged.
+        """
+        await self._kata.OnlineCPUMem(
+            agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=count, cpu_only=True),
+            timeout=REQUEST_TIMEOUT_S,
+        )
 
     async def resize(self, container_id: str, exec_id: str, width: int, height: int) -> None:
         """Set a process's terminal size in characters."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import trio
@@ -20,6 +21,7 @@ from shim.events import (
     TaskStart,
 )
 from shim.oci.guest_spec import guest_process
+from shim.oci.resources import GuestLimits, guest_resources
 from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
@@ -52,6 +54,10 @@ class Pod(Protocol):
         """Have a process's streams and exit looked after for as long as it lives."""
         ...
 
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        ...
+
 
 class Container:
     """A container that exists in the guest.
@@ -62,6 +68,7 @@ class Container:
         pid: the host process that stands for it, the VMM.
         cleanup: what to undo when it is deleted.
         publish: takes its events.
+        started: called after init was started, before its start is announced.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Container:
         pid: int,
         cleanup: Rollback,
         publish: Publish,
+        started: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.id = request.container_id
         self.bundle = request.bundle
@@ -78,6 +86,7 @@ class Container:
         self._pod = pod
         self._cleanup = cleanup
         self._publish = publish
+        self._started = started or _nothing
         self._execs: dict[str, tuple[Process, ExecProcess]] = {}
         self.deleting = False
 
@@ -112,8 +121,11 @@ class Container:
         init = self.init
         async with init.starting:
             init.lifecycle.require("start", ProcessState.CREATED)
+            # Links attached between Create and Start are there when init looks.
+            await self._pod.settle_network()
             await self._pod.agent.start_container(self.id)
             init.lifecycle.move(ProcessState.RUNNING)
+            await self._started()
             self._publish(TaskStart(self.id, init.pid))
         return init
 
@@ -239,12 +251,26 @@ class Container:
         """Set a terminal's size in characters."""
         await self.process(exec_id).resize(self._pod.agent, width, height)
 
-    async def update(self, resources: dict[str, Any]) -> None:
-        """Apply new limits (OCI ``linux.resources``)."""
+    async def update(self, resources: dict[str, Any], cpus: str) -> None:
+        """Apply new limits in the guest.
+
+        Args:
+            resources: OCI ``linux.resources``.
+            cpus: the guest's CPUs that stand for the host's CPU set, empty to leave it.
+
+        Raises:
+            FailedPrecondition: it has ended.
+        """
+        self.require_alive("update")
+        agent = self._pod.agent
+        limits = GuestLimits.of_features(agent.features)
+        await agent.update(self.id, guest_resources(resources, limits=limits, cpus=cpus))
+
+    def require_alive(self, action: str) -> None:
+        """Raise FailedPrecondition when it has ended; ``action`` is named in the error."""
         self.init.lifecycle.require(
-            "update", ProcessState.CREATED, ProcessState.RUNNING, ProcessState.PAUSED
+            action, ProcessState.CREATED, ProcessState.RUNNING, ProcessState.PAUSED
         )
-        await self._pod.agent.update(self.id, resources)
 
     async def stats(self) -> agent_pb2.StatsContainerResponse:
         """Read the counters.
@@ -255,6 +281,16 @@ class Container:
         if self.init.state is ProcessState.STOPPED:
             raise NotFound(f"container {self.id} has ended: it has no cgroup")
         return await self._pod.agent.stats(self.id, STATS_TIMEOUT_S)
+
+
+async def kill_all(containers: Iterable[Container]) -> None:
+    """Kill every process of containers that run, and wait for their ends."""
+    live = [c for c in containers if c.init.state in (ProcessState.RUNNING, ProcessState.PAUSED)]
+    for container in live:
+        with contextlib.suppress(KatapyError, TtrpcError):  # it has ended meanwhile
+            await container.kill("", SIGKILL, everything=True)
+    for container in live:
+        await container.init.wait()
 
 
 async def _nothing() -> None:

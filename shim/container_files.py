@@ -81,7 +81,7 @@ class ContainerFiles:
                 device_id,
                 Path(plan.path),
                 read_only=plan.read_only,
-                direct=plan.direct_io,
+                direct=plan.direct_io or self._config.hypervisor.block_device_cache_direct,
                 shared=plan.read_only,
             )
         )

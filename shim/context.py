@@ -6,9 +6,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from shim.ledger import Ledger
     from shim.log import Log
-    from shim.prelaunched import Prelaunched
 
 
 class ShimContext:
@@ -28,8 +26,6 @@ class ShimContext:
         listener_fd: the listening socket; calls made since wait in its backlog.
         log_fifo: path of the bundle's log FIFO.
         log: a Log that writes to it.
-        ledger: the pod's ledger, once the serving process has it.
-        prelaunched: the VMM that was started ahead of Create, or None.
         stamps: monotonic microseconds (clock of time.monotonic) by stage name.
     """
 
@@ -39,13 +35,11 @@ class ShimContext:
         "group_id",
         "grpc_address",
         "id",
-        "ledger",
         "listener_fd",
         "log",
         "log_fifo",
         "namespace",
         "options",
-        "prelaunched",
         "publish_binary",
         "socket_identity",
         "socket_path",
@@ -69,14 +63,10 @@ class ShimContext:
     listener_fd: int
     log_fifo: str
     log: Log
-    ledger: Ledger | None
-    prelaunched: Prelaunched | None
     stamps: dict[str, int]
 
     def __init__(self) -> None:
         self.stamps = {}
-        self.ledger = None
-        self.prelaunched = None
 
     def stamp(self, stage: str) -> None:
         """Note that ``stage`` is reached now."""

@@ -1,7 +1,4 @@
-"""The serving process of a pod: builds the objects, owns the root nursery, ends in order.
-
-With shim/prelaunch.py and the CLI all that names a concrete VM backend.
-"""
+"""The serving process of a pod: builds the objects, owns the root nursery, ends in order."""
 
 from __future__ import annotations
 
@@ -9,39 +6,32 @@ import faulthandler
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import task_v2_pb2, task_v3_pb2
+from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
 from shim import ledger as ledgers
-from shim import translate
+from shim import sweeper, translate
+from shim.backends import load_backends
 from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
-from shim.pod_builder import Backends
-from shim.pod_vm import Helper
-from shim.prelaunched import Prelaunched
+from shim.log import DEBUG
+from shim.orphans import reap_orphans
 from shim.publisher import Publisher
 from shim.sandbox import Sandbox
+from shim.sandbox_service import SandboxService
 from shim.stages import Stages
-from shim.sweeper import open_ledger
+from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service
-from vmm.qemu.qemu import QemuHypervisor
-from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
 if TYPE_CHECKING:
     from shim.context import ShimContext
-    from shim.vm_plan import VmPlan
-    from vmm.hypervisor import Hypervisor, Recorder
-    from vmm.spec import VmSpec
 
 DRAIN_TIMEOUT_S = 5.0
 
@@ -52,13 +42,18 @@ def main(context: ShimContext) -> None:
     Args:
         context: what ``start`` knew.
     """
+    # Mounts of the pod are nobody else's business, and go with the last process that
+    # is in here; those of the host still arrive.
+    enter_private_mount_namespace()
     trio.run(_serve, context, strict_exception_groups=True)
 
 
 async def _serve(context: ShimContext) -> None:
     log = context.log
-    ledger = context.ledger or open_ledger(context)
-    ahead = context.prelaunched
+    ledger = ledgers.Ledger.create(context.state_dir, context.namespace, context.group_id)
+    if ledger.entries():
+        left = sweeper.sweep(ledger, log.warning)
+        log.warning(f"a former shim of {context.group_id} left things; {len(left)} remain")
     publisher = Publisher(
         context.namespace,
         log,
@@ -74,10 +69,14 @@ async def _serve(context: ShimContext) -> None:
     # A shim that cannot read its configuration still serves, so that the client of
     # Create gets the reason as its answer.
     config, refusal = Config(), None
+    backends = load_backends(config)
     try:
-        config = ahead.config if ahead else load_config(context.options)
+        config = load_config(context.options)
+        backends = load_backends(config)
     except ConfigError as err:
         refusal = err
+    if config.runtime.enable_debug:
+        log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
     sandbox = Sandbox(
@@ -88,11 +87,7 @@ async def _serve(context: ShimContext) -> None:
         runtime_dir=Path(
             ledgers.runtime_dir(context.state_dir, context.namespace, context.group_id)
         ),
-        backends=Backends(
-            hypervisor=partial(_make_qemu, ahead),
-            virtiofsd=partial(_make_virtiofsd, ahead),
-            ahead=ahead,
-        ),
+        backends=backends,
         publish=publish,
         log=log,
         refusal=refusal,
@@ -104,9 +99,14 @@ async def _serve(context: ShimContext) -> None:
         await publisher.drain(DRAIN_TIMEOUT_S)
         ending.set()
 
-    server = Server(_services(TaskService(sandbox, shutdown)), map_error=translate.error)
+    services = [
+        *_services(TaskService(sandbox, shutdown)),
+        _sandbox_service(SandboxService(sandbox, shutdown)),
+    ]
+    server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
         nursery.start_soon(_handle_signals, ending, log.info)
         await nursery.start(sandbox.run)
@@ -116,10 +116,27 @@ async def _serve(context: ShimContext) -> None:
         await sandbox.stop()
         await publisher.drain(DRAIN_TIMEOUT_S)
         nursery.cancel_scope.cancel()
-    if ahead is not None:
-        ahead.discard(log.warning)
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+def _sandbox_service(sandbox: SandboxService) -> Service:
+    handlers: dict[str, Handler] = {
+        "CreateSandbox": sandbox.create,
+        "StartSandbox": sandbox.start,
+        "Platform": sandbox.platform,
+        "StopSandbox": sandbox.stop,
+        "WaitSandbox": sandbox.wait,
+        "SandboxStatus": sandbox.status,
+        "PingSandbox": sandbox.ping,
+        "ShutdownSandbox": sandbox.shutdown,
+        "SandboxMetrics": sandbox.metrics,
+    }
+    return build_service(
+        sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"],
+        handlers,
+        cancel_on_disconnect={"WaitSandbox"},
+    )
 
 
 def _services(task: TaskService) -> list[Service]:
@@ -148,40 +165,6 @@ def _services(task: TaskService) -> list[Service]:
         )
         for module in (task_v2_pb2, task_v3_pb2)
     ]
-
-
-def _make_qemu(
-    ahead: Prelaunched | None, spec: VmSpec, config: Config, record: Recorder
-) -> Hypervisor:
-    return QemuHypervisor(
-        spec,
-        binary=config.hypervisor.path or "",
-        cache_dir=config.katapy.cache_dir,
-        record=record,
-        launched=ahead.take_vmm(spec) if ahead else None,
-    )
-
-
-def _make_virtiofsd(
-    ahead: Prelaunched | None, plan: VmPlan, config: Config, record: Recorder
-) -> AbstractAsyncContextManager[Helper]:
-    cache = {"metadata": "auto"}.get(
-        config.hypervisor.virtio_fs_cache, config.hypervisor.virtio_fs_cache
-    )
-
-    @asynccontextmanager
-    async def run() -> AsyncIterator[Helper]:
-        async with run_virtiofsd(
-            plan.share_dir,
-            plan.virtiofsd_socket,
-            binary=config.hypervisor.virtio_fs_daemon or "",
-            options=ShareOptions(cache=cache),  # type: ignore[arg-type]
-            record=record,
-            listener=ahead.take_listener() if ahead else None,
-        ) as process:
-            yield process
-
-    return run()
 
 
 async def _handle_signals(ending: trio.Event, say: object) -> None:

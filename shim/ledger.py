@@ -40,9 +40,16 @@ KINDS: dict[str, tuple[str, ...]] = {
     "file": ("path",),
     "dir": ("path",),  # with `tree` true its content goes too
     "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
-    "netdev": ("name", "netns"),  # netns: path of its namespace, "" for the host's
+    # netns: path of its namespace, "" for the host's; `netns_id` says that it is still the one
+    "netdev": ("name", "netns"),
+    "qdisc": ("link", "parent", "netns"),  # parent: "ingress" or "root"
+    "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
     "loop": ("device",),  # `backing` names the file it must still be attached to
 }
+
+
+LOGGER_ROLE = "logger"
+"""Role of a process that ends by itself once its input has: it may do so first."""
 
 
 def state_dir() -> str:
@@ -180,7 +187,7 @@ class Ledger:
 
         Raises:
             ValueError: unknown kind, or a field of the kind is missing.
-            OSError: it could not be recorded, so the thing must not be made.
+            Internal: it could not be recorded, so the thing must not be made.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of ledger entry: {kind}")
@@ -188,14 +195,18 @@ class Ledger:
         if missing:
             raise ValueError(f"ledger entry {kind} needs {', '.join(missing)}")
         entry = Entry(self._next, kind, fields)
-        self._write({**self._entries, entry.id: entry})
+        self._record({**self._entries, entry.id: entry})
         self._next += 1
         return entry
 
     def update(self, entry: Entry, **fields: Value) -> None:
-        """Change fields of an entry, such as the pid once it is known."""
+        """Change fields of an entry, such as the pid once it is known.
+
+        Raises:
+            Internal: it could not be recorded.
+        """
         changed = Entry(entry.id, entry.kind, {**entry.fields, **fields})
-        self._write({**self._entries, entry.id: changed})
+        self._record({**self._entries, entry.id: changed})
         entry.fields = changed.fields
         self._entries[entry.id] = entry
 
@@ -238,6 +249,12 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _record(self, entries: dict[int, Entry]) -> None:
+        try:
+            self._write(entries)
+        except OSError as error:
+            raise Internal(f"{self.path} can't be written: {error.strerror}") from error
 
     def _write(self, entries: dict[int, Entry]) -> None:
         if self._lock_fd < 0:

@@ -9,32 +9,40 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from protos.kata import agent_pb2
 from shim import process_table
+from shim.cgroup.pod_cgroup import PodCgroup, make_pod_cgroup
 from shim.config.model import Config
+from shim.errors import ResourceExhausted
 from shim.ledger import Entry, Ledger
 from shim.log import Log
-from shim.net.netns import open_netns
+from shim.net.host_proxy import HostProxy
+from shim.net.netns import is_hosts, netns_path, new_netns, open_netns
+from shim.net.pod_network import PodNetwork
+from shim.net.wiring import allow_host_network, plan_wiring
+from shim.oci.pod import PodSettings
 from shim.pod_vm import Helper, PodVm, PodVmPlan
+from shim.resources import Size, boot_demand, size_rule
 from shim.rollback import Rollback
 from shim.stages import Stages
-from shim.storage.guest_share import share_storage
+from shim.storage.guest_share import share_storage, shm_storage
 from shim.storage.share import Share
-from shim.vm_plan import VmPlan, plan_pod
+from shim.vm_plan import VmPlan, needs_vsock, plan_vm
+from vmm.errors import VmmError
 from vmm.hypervisor import Hypervisor, Recorder
-from vmm.spec import VmSpec
-
-if TYPE_CHECKING:
-    from shim.prelaunched import Prelaunched
+from vmm.spec import VmSpec, VsockDevice
 
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
+ReserveVsock = Callable[[Path], VsockDevice]
+MakeVsockDaemon = Callable[[Path, Config, Recorder], AbstractAsyncContextManager[Helper]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +52,14 @@ class Backends:
     Args:
         hypervisor: builds the VM's backend.
         virtiofsd: builds the file server's context.
-        ahead: what of the VM was started ahead of Create.
+        vsock: gives the VM a vsock device: the host kernel's, else the daemon's.
+        vsock_daemon: builds the context of the vsock daemon.
     """
 
     hypervisor: MakeHypervisor
     virtiofsd: MakeVirtiofsd
-    ahead: Prelaunched | None = None
+    vsock: ReserveVsock
+    vsock_daemon: MakeVsockDaemon
 
 
 class PodBuilder:
@@ -89,123 +99,211 @@ class PodBuilder:
         self._on_oom = on_oom
         self._log = log
         self._stages = stages
+        self.cgroup: PodCgroup | None = None
+
+    def configure(self, config: Config) -> None:
+        """Use this configuration from now on: the pod's first container has annotations."""
+        self._config = config
 
     async def build(
-        self, spec: dict[str, Any], run: Callable[[PodVm], Any]
+        self, spec: dict[str, Any], settings: PodSettings, run: Callable[[PodVm], Any]
     ) -> tuple[PodVm, Share | None]:
         """Make everything and run the VM; returns when the guest's agent has answered.
 
         Args:
             spec: the OCI spec of the pod's first container.
+            settings: what its containers share, from that spec.
             run: runs the VM in a task of the pod's and returns when it is up.
 
         Raises:
             ConfigError: no guest image, or settings that exclude each other.
             VmmError: the VM did not come up.
+            ResourceExhausted: the pod's memory limit on the host is too small for it.
         """
         self._stages.reached("create")
-        ahead = await self._claim_ahead(spec)
-        if ahead is None:
-            self._make_runtime_dir()
-            netns = await trio.to_thread.run_sync(open_netns, spec)
-        else:
-            netns = ahead.take_netns()
+        self._make_runtime_dir()
+        size = self._boot_size(spec)
+        await self._make_cgroup(spec)
+        vsock: VsockDevice | None = None
+        netns, for_host = await self._open_netns(spec)
         try:
-            plan = plan_pod(
+            network = self._make_network(netns, spec, for_host=for_host)
+            cards = await network.connect() if network is not None else ()
+            if needs_vsock(self._config):
+                vsock = self._backends.vsock(self._runtime_dir)
+            plan = plan_vm(
                 self._config,
-                spec,
-                sandbox_id=self._id,
+                name=f"katapy-{self._id}",
                 runtime_dir=self._runtime_dir,
                 netns=netns,
+                vsock=vsock,
+                size=size,
             )
-            share = await self._make_share(plan, ahead)
+            plan = replace(plan, spec=replace(plan.spec, devices=(*plan.spec.devices, *cards)))
+            share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),
-                self._plan(spec, plan),
+                replace(self._plan(settings, plan), network=network),
                 self._on_oom,
                 self._log,
                 self._stages,
             )
-            await run(vm)
+            try:
+                await run(vm)
+            except VmmError as err:
+                if self.cgroup is not None and self.cgroup.oom_kills():
+                    raise ResourceExhausted(
+                        f"the host's OOM killer ended the VM in {self.cgroup.main.path}: the pod's "
+                        f"memory limit has to leave room for it (RuntimeClass overhead): {err}"
+                    ) from err
+                raise
+            if self.cgroup is not None:
+                self.cgroup.add_children()
+                if self.cgroup.splits:
+                    self.cgroup.add_vcpus((await vm.hypervisor.vcpu_threads()).values())
         finally:
             if netns is not None:
                 os.close(netns)
+            if vsock is not None and vsock.fd >= 0:
+                os.close(vsock.fd)  # the VMM has its own
         return vm, share
 
-    def _plan(self, spec: dict[str, Any], plan: VmPlan) -> PodVmPlan:
-        helpers: tuple[AbstractAsyncContextManager[Helper], ...] = ()
+    def _boot_size(self, spec: dict[str, Any]) -> Size:
+        demand, rule = boot_demand(spec), size_rule(self._config)
+        self._log.info(f"the VM starts with {rule.explain(demand)}")
+        if cut := rule.shortfall(demand):
+            self._log.warning(f"{cut}: it gets {rule.size(demand)}")
+        return rule.size(demand)
+
+    def _plan(self, settings: PodSettings, plan: VmPlan) -> PodVmPlan:
+        helpers: list[AbstractAsyncContextManager[Helper]] = []
         if plan.shared_fs == "virtio-fs":
-            helpers = (self._backends.virtiofsd(plan, self._config, self._recorder("virtiofsd")),)
+            record = self._recorder("virtiofsd")
+            helpers.append(self._backends.virtiofsd(plan, self._config, record))
+        if any(isinstance(d, VsockDevice) and d.vhost_user for d in plan.spec.devices):
+            record = self._recorder("vhost-device-vsock")
+            helpers.append(self._backends.vsock_daemon(self._runtime_dir, self._config, record))
         storages: tuple[agent_pb2.Storage, ...] = ()
         if plan.shared_fs != "none":
             storages = (share_storage(plan.shared_fs, plan.msize),)
+        if settings.shm_bytes:
+            storages += (shm_storage(settings.shm_bytes),)
         return PodVmPlan(
             sandbox_id=self._id,
             spec=plan.spec,
-            helpers=helpers,
+            helpers=tuple(helpers),
             storages=storages,
-            hostname=spec.get("hostname", ""),
+            hostname=settings.hostname,
+            dns=settings.dns,
+            sysctls=settings.sysctls,
             kernel_modules=self._config.agent.kernel_modules,
             dial_timeout=float(self._config.agent.dial_timeout),
+            log_console=self._config.hypervisor.enable_debug,
         )
 
-    async def _claim_ahead(self, spec: dict[str, Any]) -> Prelaunched | None:
-        """What was started ahead if it is for this spec; anything else of it is undone."""
-        ahead = self._backends.ahead
-        if ahead is None:
+    async def _open_netns(self, spec: dict[str, Any]) -> tuple[int | None, bool]:
+        """Open the namespace the VM is to be in; None for the host's.
+
+        Returns:
+            The namespace, and whether it stands in for the host's.
+
+        Raises:
+            Unimplemented: the pod asks for the host's network, and such pods are refused.
+        """
+        if self._config.runtime.disable_new_netns:
+            return None, False
+        netns = await trio.to_thread.run_sync(open_netns, spec)
+        if netns is not None:
+            if not is_hosts(netns):
+                return netns, False
+            os.close(netns)
+        self._log.warning(allow_host_network(self._config))
+        if self._config.katapy.host_network == "proxy":
+            return await trio.to_thread.run_sync(new_netns), True
+        return None, False
+
+    def _make_network(
+        self, netns: int | None, spec: dict[str, Any], *, for_host: bool
+    ) -> PodNetwork | None:
+        wiring = plan_wiring(self._config)
+        if netns is None or wiring.model == "none":
             return None
-        if not ahead.fits(spec):
-            await trio.to_thread.run_sync(ahead.discard, self._log.warning)
-            return None
-        directory, rest = ahead.claim()
-        self._push_runtime_dir(directory)
-        for entry in rest:
-            self._push_forget(entry)
+        proxy = None
+        if for_host:
+            proxy = HostProxy(
+                self._config.katapy.slirp4netns,
+                self._runtime_dir,
+                ledger=self._ledger,
+                cleanup=self._cleanup,
+                log=self._log,
+            )
+        return PodNetwork(
+            netns,
+            "" if for_host else netns_path(spec),
+            wiring=wiring,
+            proxy=proxy,
+            ledger=self._ledger,
+            cleanup=self._cleanup,
+            log=self._log,
+        )
 
-        async def end() -> None:
-            await trio.to_thread.run_sync(ahead.discard, self._log.warning)
-
-        # For a start that fails before the VM's own task has taken it over.
-        self._cleanup.push("the VMM started ahead", end)
-        return ahead
-
-    async def _make_share(self, plan: VmPlan, ahead: Prelaunched | None) -> Share | None:
+    async def _make_share(self, plan: VmPlan) -> Share | None:
         if plan.shared_fs == "none":
             return None
         share = Share(str(plan.share_dir), self._ledger)
         self._cleanup.push("the share", share.aclose, timeout=30.0)
-        if ahead is not None:
-            share.adopt(ahead.share_made)
-        else:
-            await share.prepare()
+        await share.prepare()
         return share
 
     def _make_runtime_dir(self) -> None:
         entry = self._ledger.add("dir", path=str(self._runtime_dir), tree=True)
         os.makedirs(self._runtime_dir, mode=0o700, exist_ok=True)
-        self._push_runtime_dir(entry)
 
-    def _push_runtime_dir(self, entry: Entry) -> None:
         async def remove() -> None:
             os.rmdir(self._runtime_dir)
             self._ledger.remove(entry)
 
         self._cleanup.push(f"directory {self._runtime_dir}", remove)
 
+    async def _make_cgroup(self, spec: dict[str, Any]) -> None:
+        make = partial(
+            make_pod_cgroup,
+            spec.get("linux", {}).get("cgroupsPath", ""),
+            self._id,
+            self._ledger,
+            self._log.warning,
+            sandbox_cgroup_only=self._config.runtime.sandbox_cgroup_only,
+        )
+        self.cgroup = cgroup = await trio.to_thread.run_sync(make)
+        if cgroup is not None:
+            self._cleanup.push("the pod's host cgroup", cgroup.remove)
+
     def _recorder(self, role: str) -> Recorder:
-        """Enter what a backend makes into the ledger, and forget it when it is gone."""
+        """Enter what a backend makes into the ledger, and forget it when it is gone.
+
+        Its process is announced with the first of its sockets, by what its command line
+        will hold, so that one is found whose pid this shim did not live to record.
+        """
+        announced: Entry | None = None
 
         def record(kind: str, value: str | int) -> None:
+            nonlocal announced
+            if announced is None:
+                announced = self._ledger.add(
+                    "process", pid=0, start_time=0, role=role, marker=str(self._runtime_dir)
+                )
+                self._forget_at_end(announced)
             if kind == "process":
                 started = process_table.start_time(int(value)) or 0
-                entry = self._ledger.add("process", pid=int(value), start_time=started, role=role)
+                self._ledger.update(announced, pid=int(value), start_time=started)
+                if self.cgroup is not None:
+                    self.cgroup.add(int(value))
             else:
-                entry = self._ledger.add(kind, path=str(value))
-            self._push_forget(entry)
+                self._forget_at_end(self._ledger.add(kind, path=str(value)))
 
         return record
 
-    def _push_forget(self, entry: Entry) -> None:
+    def _forget_at_end(self, entry: Entry) -> None:
         async def forget() -> None:
             self._ledger.remove(entry)
 

@@ -6,7 +6,7 @@ connection nest in each other and end in the right order whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +15,10 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.agent import Agent, connect
+from shim.console_log import console_logged
 from shim.errors import Unavailable
 from shim.log import Log
+from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
 from vmm.hypervisor import Hypervisor
 from vmm.spec import VmSpec
@@ -50,8 +52,12 @@ class PodVmPlan:
         helpers: daemons to start before it, in order.
         storages: mounts the agent makes for the whole pod.
         hostname: the pod's host name; empty leaves the guest's.
+        dns: lines of the guest's resolv.conf.
+        sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
         dial_timeout: seconds from boot to the agent's first answer.
+        log_console: copy the guest's console and the VMM's messages into the log.
+        network: the pod's network; None when it has none.
     """
 
     sandbox_id: str
@@ -59,8 +65,12 @@ class PodVmPlan:
     helpers: tuple[AbstractAsyncContextManager[Helper], ...]
     storages: tuple[agent_pb2.Storage, ...]
     hostname: str
+    dns: tuple[str, ...]
+    sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
     dial_timeout: float
+    log_console: bool = False
+    network: PodNetwork | None = None
 
 
 class PodVm:
@@ -114,6 +124,11 @@ class PodVm:
             raise Unavailable(f"the VM of pod {self._plan.sandbox_id} is gone: {reason}")
         return self._agent
 
+    @property
+    def network(self) -> PodNetwork | None:
+        """The pod's network; None when the pod has none of its own."""
+        return self._plan.network
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the VM until it ends or :meth:`stop` is called; ready when the agent answers.
 
@@ -123,10 +138,15 @@ class PodVm:
         """
         try:
             async with AsyncExitStack() as stack:
+                if self._plan.log_console:
+                    await stack.enter_async_context(console_logged(self._hypervisor, self._log))
                 helpers = [await stack.enter_async_context(h) for h in self._plan.helpers]
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
+                network = self._plan.network
+                if network is not None:
+                    network.release_descriptors()
                 await self._hypervisor.boot()
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
@@ -134,10 +154,15 @@ class PodVm:
                 await agent.create_sandbox(
                     self._plan.sandbox_id,
                     hostname=self._plan.hostname,
+                    dns=self._plan.dns,
+                    sysctls=self._plan.sysctls if "sysctl" in agent.features else {},
                     storages=self._plan.storages,
                     kernel_modules=self._plan.kernel_modules,
                 )
                 self._stages.reached("sandbox")
+                if network is not None:
+                    await network.configure(self._hypervisor, agent)
+                    self._stages.reached("network")
                 self._agent = agent
                 task_status.started()
                 try:
@@ -153,6 +178,8 @@ class PodVm:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forward_ooms, agent)
             nursery.start_soon(self._check_health, agent)
+            if self._plan.network is not None:
+                nursery.start_soon(self._plan.network.watch)
             for helper in helpers:
                 nursery.start_soon(self._watch_helper, helper)
             nursery.start_soon(self._watch_exit)

@@ -24,6 +24,8 @@ from shim.ttrpc.status import TtrpcError
 
 # What Kata reports for a process whose VM went away under it; no signal reached it.
 LOST_EXIT_STATUS = 255
+# SIGKILL, by which the OOM killer ends a process.
+OOM_EXIT_STATUS = 137
 # What a shell says of a command that could not be started.
 FAILED_START_STATUS = 127
 
@@ -86,6 +88,7 @@ class Process:
         agent: Agent,
         stdio: Stdio,
         before_exit: Callable[[], Awaitable[None]],
+        lost_status: Callable[[], Awaitable[int]],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -98,9 +101,9 @@ class Process:
             agent: where the process runs.
             stdio: the host ends of its streams.
             before_exit: awaited between the end and its announcement.
+            lost_status: gives the exit status when the agent or the VM is gone.
             task_status: started once the streams flow.
         """
-        status = LOST_EXIT_STATUS
         channel = agent.stdio(self.container_id, self.guest_id, terminal=self.paths.terminal)
         async with Relay(stdio, channel) as relay:
             self._relay = relay
@@ -112,6 +115,7 @@ class Process:
             except TtrpcError:
                 # The agent or the whole VM is gone, and the process with it.
                 relay.abandon()
+                status = await lost_status()
             await relay.finish()
         ended = time.time_ns()
         await before_exit()

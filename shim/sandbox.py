@@ -8,39 +8,53 @@ Delete undo the same things in the same way.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from shim import process_table
 from shim.agent import Agent
+from shim.annotations import annotated
 from shim.config.model import Config
-from shim.container import Container
-from shim.container_files import ContainerFiles
+from shim.container import Container, kill_all
+from shim.creation import Place, create_in_guest, make_place
 from shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     KatapyError,
     NotFound,
     Unavailable,
     Unimplemented,
 )
 from shim.events import Publish, TaskCreate, TaskOOM
-from shim.ledger import Ledger
+from shim.ledger import LOGGER_ROLE, Ledger
 from shim.log import Log
-from shim.oci.guest_spec import guest_spec
+from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
+from shim.oci.namespaces import joined_namespaces
+from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
+from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
+from shim.pod_files import make_pod_files
+from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
-from shim.process import Process
+from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
+from shim.stand_in import open_stand_in
 from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.stdio.stdio import Stdio, open_stdio
 
-REMOVE_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+# From the loss of the agent's channel to the VMM's end being known.
+VMM_END_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -76,7 +90,8 @@ class Sandbox:
         self.id = sandbox_id
         self._refusal = refusal
         self._namespace = namespace
-        self._config = config
+        self._given_config = self._config = config
+        self._ledger = ledger
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -84,8 +99,13 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
+        self._runtime_dir = runtime_dir
         self._vm: PodVm | None = None
-        self._files: ContainerFiles | None = None
+        self._place: Place | None = None
+        self._settings = PodSettings()
+        self._declared: DeclaredPod | None = None
+        self._pod_files: dict[str, str] = {}
+        self._life = PodLife()
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -161,7 +181,7 @@ class Sandbox:
 
         Raises:
             AlreadyExists: the id is taken.
-            InvalidArgument: the bundle or the rootfs is malformed.
+            InvalidArgument: the bundle or the rootfs is malformed, or an annotation refused.
             Unimplemented: it is to be restored from a checkpoint.
             DeadlineExceeded: it took longer than ``create_container_timeout``.
         """
@@ -171,12 +191,15 @@ class Sandbox:
             raise self._refusal
         if request.checkpoint:
             raise Unimplemented("katapy does not restore containers from checkpoints yet")
+        spec = load_spec(Path(request.bundle))
+        if self._lifecycle.state is SandboxState.NEW and not self._in_creation:
+            self._configure(spec)
         self._in_creation.add(request.container_id)
         cleanup = Rollback(self._log)
         limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
         try:
             with trio.fail_after(limit):
-                container = await self._create(request, cleanup)
+                container = await self._create(request, spec, cleanup)
         except trio.TooSlowError:
             await cleanup.unwind()
             raise DeadlineExceeded(
@@ -196,36 +219,54 @@ class Sandbox:
         )
         return container
 
-    async def _create(self, request: CreateContainer, cleanup: Rollback) -> Container:
-        spec = load_spec(Path(request.bundle))
+    def _configure(self, spec: dict[str, Any]) -> None:
+        self._config = annotated(self._given_config, spec.get("annotations", {}), self._log.warning)
+        self._builder.configure(self._config)
+
+    async def _create(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
+        role = container_role(spec)
+        if role is Role.SANDBOX:
+            return await self._create_pause(request, spec, cleanup)
         # Opened before the VM boots: the client waits at the other end of the FIFOs.
         stdio = await self.open_stdio(request.container_id, request)
         cleanup.push("stdio", stdio.aclose, timeout=15.0)
-        vm, files = await self._started(spec)
-        storages, rootfs = await files.add_rootfs(request, spec, cleanup)
-        sources = await files.add_volumes(request.container_id, spec, cleanup)
-        guest = guest_spec(
+        place = await self._started(spec, role)
+        pid = await self._host_pid(place.vm, role, cleanup)
+        if self._pod_files:
+            add_pod_mounts(spec, self._pod_files)
+        joined = joined_namespaces(
             spec,
-            container_id=request.container_id,
-            rootfs_path=rootfs,
-            mount_sources=sources,
-            terminal=request.stdio.terminal,
-            seccomp=not self._config.runtime.disable_guest_seccomp,
-            network_path=_network_path(vm.agent),
+            pod_pid=place.vm.pid,
+            containers={c.init.pid: c.id for c in self._containers.values()},
+            host_pid=self._settings.host_pid,
+            in_pod=role is Role.MEMBER or self._declared is not None,
         )
-        cleanup.push("the container in the guest", lambda: self._remove_in_guest(request))
-        await vm.agent.create_container(
-            request.container_id,
-            guest,
-            storages=storages,
-            timeout=self._config.runtime.create_container_timeout,
-        )
-        container = Container(request, self, vm.pid, cleanup, self._publish)
+        hooks = await create_in_guest(place, request, spec, joined, cleanup)
+        container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
         if self._stages.reached("created"):
             self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
+
+    async def _create_pause(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> Container:
+        vm = (await self._started(spec, Role.SANDBOX)).vm
+        pause = PauseContainer(request, self, vm.pid, cleanup, self._publish)
+        self._nursery.start_soon(pause.run, vm.gone, self._stop_vm)
+        self._stages.reached("created")
+        return pause
+
+    async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
+        """The host pid of a container: the VMM's for one alone, else a pid of its own."""
+        if role is Role.SINGLE and not self._containers and self._declared is None:
+            return vm.pid
+        stand_in = await open_stand_in(vm.pid)
+        cleanup.push("its host pid", stand_in.close)
+        return stand_in.pid
 
     async def delete_container(self, container_id: str) -> Process:
         """Undo a container that has ended or was never started.
@@ -241,6 +282,20 @@ class Sandbox:
         self._containers.pop(container_id, None)
         return container.init
 
+    async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Apply new limits (OCI ``linux.resources``), and give the VM the size they call for.
+
+        Raises:
+            NotFound: there is no container of this id.
+            FailedPrecondition: it has ended.
+            ResourceExhausted: the VM did not get the memory.
+        """
+        container = self.container(container_id)
+        container.require_alive("update")
+        if self._place is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        await self._place.size.update(container_id, resources, container.update)
+
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
         paths = request.stdio
@@ -251,7 +306,20 @@ class Sandbox:
             paths.terminal,
             container_id=container_id,
             namespace=self._namespace,
+            record=partial(self._record_logger, container_id),
         )
+
+    def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
+        started = process_table.start_time(pid) or 0
+        entry = self._ledger.add(
+            "process", pid=pid, start_time=started, role=LOGGER_ROLE, container=container_id
+        )
+        return partial(self._ledger.remove, entry)
+
+    async def settle_network(self) -> None:
+        """Have the guest's links be what the pod's are now."""
+        if self._vm is not None and self._vm.network is not None:
+            await self._vm.network.settle()
 
     async def supervise(
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
@@ -261,7 +329,9 @@ class Sandbox:
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
-                await process.supervise(agent, stdio, before_exit, task_status=task_status)
+                await process.supervise(
+                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
                     raise
@@ -270,42 +340,123 @@ class Sandbox:
 
         await self._nursery.start(guarded)
 
-    async def _remove_in_guest(self, request: CreateContainer) -> None:
-        vm = self._vm
-        if vm is None or vm.gone.is_set() or vm.hypervisor.exited.is_set():
-            return
-        await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
+    async def _lost(self, process: Process) -> int:
+        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
+        vm, cgroup = self._vm, self._builder.cgroup
+        if vm is None or cgroup is None:
+            return LOST_EXIT_STATUS
+        with trio.move_on_after(VMM_END_TIMEOUT_S):
+            await vm.hypervisor.exited.wait()
+        if not cgroup.oom_kills():
+            return LOST_EXIT_STATUS
+        if not process.exec_id:
+            self._log.error(
+                f"the host's OOM killer struck in the pod's cgroup {cgroup.main.path}: "
+                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
+            )
+            self._publish(TaskOOM(process.container_id))
+        return OOM_EXIT_STATUS
+
+    # -- a pod without a pause container ------------------------------------------------
+
+    @property
+    def declared(self) -> bool:
+        """Whether a client declared it by the sandbox API, which then ends it too."""
+        return self._declared is not None
+
+    def declare(self, pod: DeclaredPod) -> None:
+        """Say what pod this is to be, before anything of it runs.
+
+        Raises:
+            AlreadyExists: it was said before, or a container is there.
+        """
+        if self._declared is not None or self._lifecycle.state is not SandboxState.NEW:
+            raise AlreadyExists(f"pod {self.id} exists already")
+        if self._refusal is not None:
+            raise self._refusal
+        self._configure(pod.spec)
+        self._declared = pod
+
+    async def start(self) -> None:
+        """Start the VM of a declared pod.
+
+        Raises:
+            FailedPrecondition: it was not declared, or has been started.
+            DeadlineExceeded: it took too long.
+        """
+        pod = self._declared
+        if pod is None:
+            raise FailedPrecondition(f"pod {self.id} has not been created")
+        self._lifecycle.require("start", SandboxState.NEW)
+        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
+        try:
+            with trio.fail_after(limit):
+                await self._started(pod.spec, Role.SANDBOX)
+                folder = str(self._runtime_dir / "etc")
+                self._pod_files = await make_pod_files(pod, folder, self._cleanup)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(
+                f"pod {self.id} did not start within {limit} s; "
+                f"last console lines: {self._console()}"
+            ) from None
+
+    @property
+    def life(self) -> PodLife:
+        """When its VM started and ended."""
+        return self._life
+
+    async def stop_pod(self) -> None:
+        """Kill the containers and end the VM; the containers stay to be looked at. Idempotent."""
+        with trio.CancelScope(shield=True):
+            async with self._starting:
+                with trio.move_on_after(KILL_TIMEOUT_S):
+                    await kill_all(self._containers.values())
+                await self._stop_vm()
+                if self._lifecycle.state is not SandboxState.STOPPED:
+                    self._lifecycle.move(SandboxState.STOPPED)
+                self._life.ending = True
+                self._life.ended()
 
     # -- the VM -----------------------------------------------------------------------
 
-    async def _started(self, spec: dict[str, Any]) -> tuple[PodVm, ContainerFiles]:
-        """The pod's running VM, started by the first who asks, and the way of files into it.
+    async def _started(self, spec: dict[str, Any], role: Role) -> Place:
+        """The place for containers in the pod's VM, which the first who asks starts.
 
         Raises:
             Unavailable: it has ended.
+            FailedPrecondition: a member of a pod asks before its pod was made.
         """
         async with self._starting:
             state = self._lifecycle.state
             if state is SandboxState.RUNNING:
-                assert self._vm is not None
-                assert self._files is not None
-                _ = self._vm.agent
-                return self._vm, self._files
+                assert self._place is not None
+                _ = self._place.vm.agent
+                return self._place
             if state is not SandboxState.NEW:
                 raise Unavailable(f"pod {self.id} is {state.value}")
+            if role is Role.MEMBER:
+                raise FailedPrecondition(f"pod {self.id} has not been started")
             self._lifecycle.move(SandboxState.STARTING)
             try:
-                vm, share = await self._builder.build(spec, self._run_in_nursery)
+                settings = await trio.to_thread.run_sync(pod_settings, spec)
+                if self._declared is not None:
+                    settings = replace(settings, dns=self._declared.dns)
+                vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
                 self._vm = None
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
-            self._files = ContainerFiles(self._config, vm, share)
+            self._place = make_place(
+                vm, share, self._config, settings.sysctls, self._builder.cgroup, self._log
+            )
+            self._nursery.start_soon(self._place.size.run)
+            self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
+            self._life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
-            return vm, self._files
+            return self._place
 
     async def _run_in_nursery(self, vm: PodVm) -> None:
         self._vm = vm
@@ -326,11 +477,16 @@ class Sandbox:
             if not ready:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
+        finally:
+            if ready:
+                self._life.ended()
 
     async def _stop_vm(self) -> None:
         if self._vm is not None:
+            self._life.ending = True
             # With no container left there is nothing to sync or to end first.
-            await self._vm.stop(orderly=bool(self._containers))
+            running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
+            await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
         if container_id in self._containers:
@@ -338,8 +494,3 @@ class Sandbox:
 
     def _console(self) -> str:
         return " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
-
-
-def _network_path(agent: Agent) -> str | None:
-    # Kata's agent fills in the namespaces itself; ours takes the spec as it is.
-    return "/proc/1/ns/net" if "oci-json" in agent.features else None

@@ -122,16 +122,12 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
     _scrub_environment()
     context.stamp("forked")
     try:
-        from importlib import import_module
-
-        # Mounts of the pod are nobody else's business, and go with the last process that
-        # is in here; those of the host still arrive.
-        import_module("shim.storage.private").enter_private_mount_namespace()
         _become_reaper()
-        import_module("shim.prelaunch").run(context)
         import sys
 
         sys.path.extend(site_packages)
+        from importlib import import_module
+
         daemon = import_module("shim.daemon")
         context.stamp("imported")
         daemon.main(context)

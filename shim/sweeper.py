@@ -8,6 +8,7 @@ not be undone is reported and stays in the ledger. Standard library only.
 from __future__ import annotations
 
 import threading
+import time
 
 from shim import ledger as ledgers
 from shim import process_table, undo
@@ -17,26 +18,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shim.context import ShimContext
     from shim.ledger import Entry, Ledger
 
     Report = Callable[[str], None]
 
 KILL_TIMEOUT = 2.0  # seconds for all processes to end after SIGKILL
+LOGGER_TIMEOUT = 1.0  # seconds for logging programs to finish by themselves
 STEP_TIMEOUT = 3.0  # seconds for any other step
-
-
-def open_ledger(context: ShimContext) -> Ledger:
-    """Make a new pod's ledger, and undo what a former shim of this id left.
-
-    Raises:
-        AlreadyExists, Internal: as :meth:`shim.ledger.Ledger.create`.
-    """
-    ledger = ledgers.Ledger.create(context.state_dir, context.namespace, context.group_id)
-    if ledger.entries():
-        left = sweep(ledger, context.log.warning)
-        context.log.warning(f"a former shim of {context.group_id} left things; {len(left)} remain")
-    return ledger
 
 
 def sweep(ledger: Ledger, report: Report, container: str | None = None) -> list[Entry]:
@@ -94,7 +82,18 @@ def sweep_all(state: str, report: Report) -> tuple[int, int]:
 def _end_processes(ledger: Ledger, entries: list[Entry], report: Report) -> None:
     identities = {entry.id: _identities(ledger, entry) for entry in entries}
     everyone = {identity for found in identities.values() for identity in found}
-    running = set(process_table.kill(everyone, KILL_TIMEOUT)) if everyone else set()
+    loggers = {
+        identity
+        for entry in entries
+        if entry.text("role") == ledgers.LOGGER_ROLE
+        for identity in identities[entry.id]
+    }
+    running = set(process_table.kill(everyone - loggers, KILL_TIMEOUT))
+    # The shim was the other end of their input, so they have the last of it by now.
+    deadline = time.monotonic() + LOGGER_TIMEOUT
+    for pid, started in loggers:
+        process_table.wait_for_end(pid, started, max(deadline - time.monotonic(), 0))
+    running |= set(process_table.kill(loggers, KILL_TIMEOUT))
     for entry in entries:
         if running.isdisjoint(identities[entry.id]):
             _forget(ledger, entry, report)

@@ -1,6 +1,6 @@
 """The few system calls Python 3.11 has no function for, through ctypes; loaded late.
 
-Source: prctl(2), umount(2), setns(2), mallopt(3).
+Source: prctl(2), umount(2), setns(2), unshare(2), mallopt(3).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ PIDTYPE_PROCESS_GROUP = 2
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 CLONE_NEWNET = 0x4000_0000
+CLONE_NEWNS = 0x2_0000
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 
@@ -54,6 +55,15 @@ def setns(fd: int, kind: int) -> None:
         OSError: the kernel refuses.
     """
     _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
+
+
+def unshare(kind: int) -> None:
+    """Give the calling thread a namespace of its own.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    _check(_libc.unshare(ctypes.c_int(kind)), "unshare")
 
 
 def mallopt(parameter: int, value: int) -> None:

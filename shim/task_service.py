@@ -33,6 +33,7 @@ class TaskService:
     def __init__(self, sandbox: Sandbox, shutdown: Callable[[], Awaitable[None]]) -> None:
         self._sandbox = sandbox
         self._shutdown = shutdown
+        self._ending = False
 
     async def create(
         self, request: task_v2_pb2.CreateTaskRequest, _context: CallContext
@@ -63,6 +64,9 @@ class TaskService:
             process = self._sandbox.container(request.id).delete_exec(request.exec_id)
         else:
             process = await self._sandbox.delete_container(request.id)
+            if self._ending and not self._sandbox.containers:
+                # The pod was shut down before this member; nobody may ask again.
+                await self._shutdown()
         return translate.delete_response(process.pid, await process.wait())
 
     def pids(
@@ -127,8 +131,7 @@ class TaskService:
 
     async def update(self, request: task_v2_pb2.UpdateTaskRequest, _context: CallContext) -> Empty:
         """Apply new limits."""
-        container = self._sandbox.container(request.id)
-        await container.update(translate.resources(request.resources))
+        await self._sandbox.update_container(request.id, translate.resources(request.resources))
         return Empty()
 
     async def wait(
@@ -157,6 +160,9 @@ class TaskService:
         """End the shim, once no container is left in it."""
         if not request.id and not request.now:
             raise InvalidArgument("shutdown: the container id is empty")
+        if self._sandbox.declared:
+            return Empty()  # ShutdownSandbox ends it
+        self._ending = True
         if not self._sandbox.containers:
             await self._shutdown()
         return Empty()

@@ -23,6 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from protos.containerd import events_pb2, runc_options_pb2, task_types_pb2, task_v2_pb2, types_pb2
 from protos.kata import agent_pb2
 from shim import events
+from shim.config.load import check_option_type
 from shim.errors import InvalidArgument, KatapyError
 from shim.metrics import cgroup_v1, cgroup_v2
 from shim.process import Exit, Process
@@ -101,10 +102,11 @@ def create_request(request: task_v2_pb2.CreateTaskRequest) -> CreateContainer:
     """Take Task.Create apart.
 
     Raises:
-        InvalidArgument: for an empty id or unreadable options.
+        InvalidArgument: for an empty id, or options unreadable or of an unknown type.
     """
     if not request.id:
         raise InvalidArgument("create: the container id is empty")
+    check_option_type(request.options.type_url)
     io_uid = io_gid = 0
     if request.options.type_url.rsplit("/", 1)[-1] == "containerd.runc.v1.Options":
         try:

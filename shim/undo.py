@@ -122,6 +122,10 @@ def _remove_cgroup(entry: Entry) -> None:
     path = os.path.normpath(entry.text("path"))
     if not path.startswith(_CGROUP_ROOT):
         raise UndoError(f"{path} is not below {_CGROUP_ROOT}")
+    _remove_cgroup_at(path)
+
+
+def _remove_cgroup_at(path: str) -> None:
     deadline = time.monotonic() + _BUSY_WAIT
     while True:
         _kill_cgroup(path)
@@ -138,6 +142,26 @@ def _remove_cgroup(entry: Entry) -> None:
         if time.monotonic() > deadline:
             raise UndoError(f"{path} is still busy (see its cgroup.procs)")
         time.sleep(0.01)  # version 1 tells nobody when a cgroup becomes empty
+
+
+def _remove_pod_cgroup(entry: Entry) -> None:
+    name = os.path.normpath(entry.text("name"))
+    if not name.startswith("/") or "katapy" not in name or name.startswith("//"):
+        raise UndoError(f"{name} is no cgroup of ours")
+    roots = [_CGROUP_ROOT.rstrip("/")]
+    try:
+        roots += [f"{_CGROUP_ROOT}{mount}" for mount in os.listdir(_CGROUP_ROOT)]
+    except FileNotFoundError:
+        return
+    for root in roots:
+        if os.path.isdir(root + name):
+            _remove_cgroup_at(root + name)
+            parent = os.path.dirname(root + name)
+            if parent.endswith("/katapy_overhead"):
+                try:  # noqa: SIM105 - contextlib is not worth importing here
+                    os.rmdir(parent)
+                except OSError:  # other pods are in it
+                    pass
 
 
 def _kill_cgroup(path: str) -> None:
@@ -158,7 +182,12 @@ def _kill_cgroup(path: str) -> None:
 
 
 def _remove_netdev(entry: Entry) -> None:
-    netlink.delete_link(entry.text("name"), entry.text("netns"))
+    netlink.delete_link(entry.text("name"), entry.text("netns"), entry.text("netns_id"))
+
+
+def _remove_qdisc(entry: Entry) -> None:
+    link, parent = entry.text("link"), entry.text("parent")
+    netlink.delete_qdisc(link, parent, entry.text("netns"), entry.text("netns_id"))
 
 
 def _detach_loop(entry: Entry) -> None:
@@ -192,6 +221,8 @@ _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "file": _remove_file,
     "dir": _remove_dir,
     "cgroup": _remove_cgroup,
+    "pod_cgroup": _remove_pod_cgroup,
     "netdev": _remove_netdev,
+    "qdisc": _remove_qdisc,
     "loop": _detach_loop,
 }

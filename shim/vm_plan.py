@@ -6,16 +6,17 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from shim.resources import Demand, Size, size_rule
+from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
 from vmm.spec import (
-    MIB,
     BalloonDevice,
     BlockDevice,
     Device,
@@ -24,6 +25,7 @@ from vmm.spec import (
     PanicDevice,
     RngDevice,
     VmSpec,
+    VsockDevice,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 
 SHARE_TAG = "kataShared"
 SharedFs = Literal["virtio-fs", "virtio-9p", "none"]
+Channel = Literal["serial", "vsock"]
+
+HOTPLUG_SLOTS = 12
+"""Devices that can be plugged into any VM at a time."""
+
+_HYBRID_CID = 3
+_GROWING = ("q35", "clh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,15 @@ class VmPlan:
     msize: int
 
 
-def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) -> VmPlan:
+def plan_vm(
+    config: Config,
+    *,
+    name: str,
+    runtime_dir: Path,
+    netns: int | None,
+    vsock: VsockDevice | None = None,
+    size: Size | None = None,
+) -> VmPlan:
     """Plan a pod's VM.
 
     Args:
@@ -60,70 +77,141 @@ def plan_vm(config: Config, *, name: str, runtime_dir: Path, netns: int | None) 
         name: shown in the host's process list.
         runtime_dir: short directory for the VM's sockets and the share.
         netns: namespace the VMM runs in, as an open descriptor; None for the host's.
+        vsock: the device of the ``vsock`` channel, where the host provides it and not
+            the VMM (:func:`needs_vsock`).
+        size: what it boots with; None for the size of a pod that asks for nothing.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
     """
     vm = config.hypervisor
+    rule = size_rule(config)
+    size = size or rule.size(Demand())
+    machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
-    shared_fs = _shared_fs(config, tuned=tuned)
+    shared_fs = choose_shared_fs(config, has_9p=tuned)
     share_dir = runtime_dir / "shared"
     socket = runtime_dir / "virtiofsd.sock"
-    devices: list[Device] = [RngDevice(), PanicDevice()]
+    channel = choose_channel(config)
+    devices: list[Device] = [RngDevice()]
+    if not isinstance(vm, Firecracker) and machine != "microvm":  # which have no such device
+        devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
-    if shared_fs == "virtio-fs":
+    if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
         devices.append(FsDevice("share", SHARE_TAG, socket, vm.virtio_fs_queue_size))
     elif shared_fs == "virtio-9p":
         devices.append(NinePDevice("share", SHARE_TAG, share_dir))
-    cpus = os.cpu_count() or 1
-    arguments = [kernel_args, f"katapy.channel={config.katapy.channel}"]
+    if not isinstance(vm, Qemu):
+        # The VMM's own end of the guest's sockets: the number means nothing outside it.
+        devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
+    elif vsock is not None:
+        devices.append(vsock)
+    # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
+    # reach it; there are none.
+    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
-    hot = vm.machine_type == "q35"
+    grows = machine in _GROWING and not config.runtime.static_sandbox_resource_mgmt
     spec = VmSpec(
         kernel=kernel,
         runtime_dir=runtime_dir,
-        name=name,
-        machine=vm.machine_type,
-        vcpus=vm.boot_vcpus(cpus),
-        max_vcpus=vm.max_vcpus(cpus) if hot else 0,
-        memory_bytes=vm.default_memory * MIB,
+        # QEMU's command line has no other path of the sandbox for the ledger to find it by.
+        name=f"{name}@{runtime_dir}" if isinstance(vm, Qemu) else name,
+        arch=config.katapy.guest_arch,
+        machine=machine,
+        vcpus=size.vcpus,
+        max_vcpus=rule.max_vcpus if grows else 0,
+        memory_bytes=size.memory_bytes,
+        max_memory_bytes=rule.max_memory if grows else 0,
+        memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
         image=BlockDevice("image", rootfs, read_only=True, shared=True),
         devices=tuple(devices),
-        channel=cast(Literal["serial", "vsock"], config.katapy.channel),
+        channel=channel,
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
-        sandbox_seccomp=bool(vm.seccompsandbox),
+        sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
+        hotplug_slots=HOTPLUG_SLOTS + (vm.pcie_root_port if isinstance(vm, Qemu) else 0),
     )
-    return VmPlan(spec, shared_fs, share_dir, socket, vm.msize_9p)
+    msize = vm.msize_9p if isinstance(vm, Qemu) else 0
+    return VmPlan(spec, shared_fs, share_dir, socket, msize)
 
 
-def plan_pod(
-    config: Config,
-    spec: dict[str, Any],
-    *,
-    sandbox_id: str,
-    runtime_dir: Path,
-    netns: int | None,
-) -> VmPlan:
-    """Plan a pod's VM from the OCI spec of its first container.
+def choose_machine(config: Config) -> str:
+    """The machine the VM will be.
 
-    The one place that knows what of a spec the VM starts with: it is planned here both
-    before trio is imported and when Create comes, and only equal plans are the same VM.
+    Raises:
+        ConfigError: the hypervisor has none of the guest's architecture.
+    """
+    vm = config.hypervisor
+    arch = architecture(config.katapy.guest_arch)
+    if not isinstance(vm, Qemu):
+        if arch.name != host_architecture():
+            raise ConfigError(
+                f"[katapy] guest_arch = '{arch.name}': [{vm.section}] runs guests of the host's "
+                f"architecture, {host_architecture()}; use [hypervisor.qemu]"
+            )
+        return vm.name
+    if vm.machine_type == "auto":
+        return arch.machines[0]
+    if vm.machine_type not in arch.machines:
+        raise ConfigError(
+            f"[hypervisor.qemu] machine_type = '{vm.machine_type}': a {arch.name} guest has "
+            f"{' or '.join(arch.machines)}"
+        )
+    return vm.machine_type
+
+
+def choose_channel(config: Config) -> Channel:
+    """How the shim will talk to the agent.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    chosen = config.katapy.channel
+    if isinstance(config.hypervisor, Qemu):
+        return "serial" if chosen == "auto" else cast(Channel, chosen)
+    if chosen == "serial":
+        raise ConfigError(
+            f"[katapy] channel = 'serial': [{config.hypervisor.section}] has only vsock"
+        )
+    return "vsock"
+
+
+def needs_vsock(config: Config) -> bool:
+    """Whether the host has to provide the VM's vsock device.
+
+    Raises:
+        ConfigError: the hypervisor has no such channel.
+    """
+    return isinstance(config.hypervisor, Qemu) and choose_channel(config) == "vsock"
+
+
+def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
+    """How host directories will get into the guest.
 
     Args:
         config: the effective configuration.
-        spec: the OCI spec.
-        sandbox_id: the pod's id.
-        runtime_dir, netns: as in :func:`plan_vm`.
+        has_9p: whether the guest's kernel is known to have 9p.
 
     Raises:
-        ConfigError: as :func:`plan_vm`.
+        ConfigError: the guest's kernel has no 9p.
     """
-    return plan_vm(config, name=f"katapy-{sandbox_id}", runtime_dir=runtime_dir, netns=netns)
+    vm = config.hypervisor
+    chosen = vm.shared_fs
+    if chosen == "auto":
+        if not isinstance(vm, SharingHypervisor):
+            return "none"
+        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
+        return "virtio-9p" if has_9p and isinstance(vm, Qemu) else "virtio-fs"
+    if chosen == "virtio-9p" and not has_9p and vm.kernel is None:
+        raise ConfigError(
+            f"[{vm.section}] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
+            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
+        )
+    return cast(SharedFs, chosen)
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
@@ -135,7 +223,7 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
     chosen = config.katapy.guest_kernel
     kind = None if chosen == "auto" else cast(Literal["debian", "tuned"], chosen)
     try:
-        image = find_image(config.katapy.cache_dir, kind)
+        image = find_image(config.katapy.cache_dir, kind, config.katapy.guest_arch)
     except ImageError as err:
         raise ConfigError(str(err)) from err
     return (
@@ -145,16 +233,3 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
         image.kernel_args,
         image.kind == "tuned",
     )
-
-
-def _shared_fs(config: Config, *, tuned: bool) -> SharedFs:
-    chosen = config.hypervisor.shared_fs
-    if chosen == "auto":
-        # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
-        return "virtio-9p" if tuned else "virtio-fs"
-    if chosen == "virtio-9p" and not tuned and config.hypervisor.kernel is None:
-        raise ConfigError(
-            "[hypervisor.qemu] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "
-            "set [katapy] guest_kernel = 'tuned' (katapy image build --kernel tuned)"
-        )
-    return cast(SharedFs, chosen)

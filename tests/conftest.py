@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.lib.tools import QEMU_RELEASES, fetch_qemu, fetch_vhost_device_vsock, fetch_virtiofsd
@@ -29,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes says more of the machine's other users than of the code.
+    hypothesis.settings.register_profile("katapy", deadline=None)
+    hypothesis.settings.load_profile("katapy")
     config.addinivalue_line("markers", "core: end-to-end test run on every containerd series")
 
 

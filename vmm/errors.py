@@ -23,11 +23,13 @@ class Unsupported(VmmError):
     Args:
         feature: the capability, by its field name.
         detail: what would turn it on, if anything does.
+        vmm: name and version of the VMM.
     """
 
-    def __init__(self, feature: str, detail: str = "") -> None:
+    def __init__(self, feature: str, detail: str = "", vmm: str = "") -> None:
         self.feature = feature
-        super().__init__(f"not supported here: {feature}" + (f" ({detail})" if detail else ""))
+        text = f"{vmm} does not support {feature}" if vmm else f"not supported here: {feature}"
+        super().__init__(text + (f" ({detail})" if detail else ""))
 
 
 class InvalidState(VmmError):

@@ -50,12 +50,12 @@ async def run_helper(
     failure: BaseException | None = None
     try:
         process = Process(await trio.to_thread.run_sync(start), on_line, name=name)
-        if record is not None:
-            record("process", process.pid)
         async with trio.open_nursery() as nursery:
             background = Background(nursery)
             background.start_soon(process.watch)
             try:
+                if record is not None:
+                    record("process", process.pid)  # may fail, and the process is there
                 yield process
             except BaseException as error:
                 failure = error  # raised again outside the nursery, which would wrap it

@@ -14,7 +14,7 @@ on it raises :class:`~vmm.errors.VmmGone` with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmm.errors import Unsupported
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vmm.broadcast import Subscription
     from vmm.events import Event, ExitReason, VmState
-    from vmm.spec import AttachedDevice, Device, VmSpec
+    from vmm.spec import AttachedDevice, Device, RateLimit, VmSpec
 
 Recorder = Callable[[str, str | int], None]
 """``record(kind, value)``, called before a resource is made (a process: as soon as its
@@ -39,7 +39,8 @@ class Capabilities:
     """What a backend can do, known before the VM runs and never changing afterwards.
 
     Each flag is honest: what is claimed works, what is not raises ``Unsupported``.
-    Byte counts are in bytes.
+    Byte counts are in bytes. ``vmm`` names program and version, ``why_not`` says for a
+    flag that is off what would turn it on.
     """
 
     transport: Literal["pci", "mmio", "ccw"]
@@ -75,6 +76,7 @@ class Capabilities:
     vfio_cold: bool = False
     vfio_hot: bool = False
     rate_limit: Literal["none", "static", "dynamic"] = "none"
+    counters: bool = False
     hugepages: bool = False
     guest_rescan_needed: bool = False
     guest_remove_first: bool = False
@@ -86,19 +88,25 @@ class Capabilities:
     rootless: bool = False
     seccomp: bool = False
     live_migration: bool = False
+    vmm: str = ""
+    why_not: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, feature: str) -> bool:
+        """Whether the flag named ``feature`` is on."""
+        return getattr(self, feature) not in (False, 0, "none")
 
     def require(self, feature: str, detail: str = "") -> None:
         """Raise ``Unsupported`` unless the flag named ``feature`` is on.
 
         Args:
             feature: a field of this class.
-            detail: what would turn it on.
+            detail: what would turn it on; without, ``why_not`` is asked.
 
         Raises:
             Unsupported: the flag is false, zero or ``"none"``.
         """
-        if getattr(self, feature) in (False, 0, "none"):
-            raise Unsupported(feature, detail)
+        if not self.has(feature):
+            raise Unsupported(feature, detail or self.why_not.get(feature, ""), self.vmm)
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,24 @@ class Hypervisor(Protocol):
         """RUNNING, PAUSED: tell the guest a disk's new size."""
         ...
 
+    async def set_rate_limit(self, handle: AttachedDevice, *limits: RateLimit | None) -> None:
+        """RUNNING, PAUSED: change how fast a device may go.
+
+        Args:
+            handle: a disk, pmem device or network card.
+            limits: the new limit; for a network card that of receiving and of sending.
+
+        Raises:
+            Unsupported: ``rate_limit`` is not ``"dynamic"``.
+            NotFound: no such device.
+            InvalidConfig: this device has no limits, or another number of them.
+        """
+        ...
+
+    async def counters(self) -> dict[str, dict[str, int]]:
+        """RUNNING, PAUSED: what the VMM counts, by device and name, since boot."""
+        ...
+
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         """RUNNING: set the number of virtual CPUs."""
         ...
@@ -225,7 +251,11 @@ class Hypervisor(Protocol):
         ...
 
     async def snapshot(self, target: Path) -> None:
-        """PAUSED: save the VM's state into the directory ``target``."""
+        """PAUSED: save the VM's state into the directory ``target``.
+
+        Raises:
+            Conflict: a device is attached that can't be saved.
+        """
         ...
 
     async def restore(self, source: Path) -> None:

@@ -14,6 +14,23 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class RateLimit:
+    """How fast a device may go; 0 is no limit.
+
+    Args:
+        bytes_per_second: throughput.
+        bytes_burst: bytes that may pass at full speed before the limit holds.
+        ops_per_second: requests or packets.
+        ops_burst: requests that may pass at full speed before the limit holds.
+    """
+
+    bytes_per_second: int = 0
+    bytes_burst: int = 0
+    ops_per_second: int = 0
+    ops_burst: int = 0
+
+
+@dataclass(frozen=True)
 class BlockDevice:
     """A disk backed by an image file or a block device.
 
@@ -25,6 +42,11 @@ class BlockDevice:
         serial: what the guest reads as serial number; at most 20 bytes.
         shared: several VMs use the image at once (no image locks; wants ``read_only``).
         discard: hand the guest's discards to the host file.
+        flush: the guest's flushes reach the disk; without, a host crash may lose writes.
+        aio: how the VMM does the I/O; ``auto`` is its own choice.
+        limit: how fast it may go; None for no limit.
+        bus: a virtio disk of its own, or one of the VM's SCSI controller
+            (``VmSpec.scsi``), which uses up no slot.
     """
 
     id: str
@@ -34,6 +56,25 @@ class BlockDevice:
     serial: str = ""
     shared: bool = False
     discard: bool = True
+    flush: bool = True
+    aio: Literal["auto", "threads", "native", "io_uring"] = "auto"
+    limit: RateLimit | None = None
+    bus: Literal["virtio", "scsi"] = "virtio"
+
+
+@dataclass(frozen=True)
+class VhostUserBlockDevice:
+    """A disk served by another process over vhost-user (SPDK, qemu-storage-daemon).
+
+    Args:
+        id: name of the device, unique in the VM.
+        socket: where the daemon listens.
+        queues: request queues.
+    """
+
+    id: str
+    socket: Path
+    queues: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,8 @@ class NetDevice:
         fds: open tap (or macvtap) queues; the backend passes copies, the caller closes its own.
         mtu: announced to the guest in bytes; 0 leaves the default.
         vhost: let the host kernel move the packets (needs ``/dev/vhost-net``).
+        rx_limit: how fast the guest may receive; None for no limit.
+        tx_limit: how fast the guest may send; None for no limit.
     """
 
     id: str
@@ -55,6 +98,8 @@ class NetDevice:
     fds: tuple[int, ...] = ()
     mtu: int = 0
     vhost: bool = False
+    rx_limit: RateLimit | None = None
+    tx_limit: RateLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +137,53 @@ class NinePDevice:
     path: Path
     read_only: bool = False
     ownership: Literal["passthrough", "none"] = "passthrough"
+
+
+@dataclass(frozen=True)
+class PmemDevice:
+    """A file that the guest maps as persistent memory (virtio-pmem).
+
+    Args:
+        id: name of the device, unique in the VM.
+        path: the file, whole and of a size that is a multiple of 2 MiB.
+        read_only: the guest's writes don't reach the file.
+        limit: how fast flushes may come; None for no limit.
+        nvdimm: emulate an NVDIMM, which needs no virtio driver; at boot only.
+    """
+
+    id: str
+    path: Path
+    read_only: bool = False
+    limit: RateLimit | None = None
+    nvdimm: bool = False
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """A NUMA node of the guest.
+
+    Args:
+        vcpus: how many of the virtual CPUs it has; they are handed out in order.
+        memory_bytes: its memory, whole MiB.
+        host_node: the host's node its memory comes from; None for any.
+    """
+
+    vcpus: int
+    memory_bytes: int
+    host_node: int | None = None
+
+
+@dataclass(frozen=True)
+class VfioDevice:
+    """A PCI device of the host, handed to the guest.
+
+    Args:
+        id: name of the device, unique in the VM.
+        address: its PCI address on the host (``0000:01:00.0``), bound to vfio-pci.
+    """
+
+    id: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -157,9 +249,12 @@ class VsockDevice:
 
 Device = (
     BlockDevice
+    | VhostUserBlockDevice
     | NetDevice
     | FsDevice
     | NinePDevice
+    | PmemDevice
+    | VfioDevice
     | RngDevice
     | BalloonDevice
     | PanicDevice
@@ -192,7 +287,31 @@ class MmioIndex:
     index: int
 
 
-Address = PciPath | MmioIndex
+@dataclass(frozen=True)
+class ScsiAddress:
+    """Where the guest finds a disk of the SCSI controller; ``str()`` gives Kata's ``id:lun``."""
+
+    target: int
+    lun: int
+
+    def __str__(self) -> str:
+        return f"{self.target}:{self.lun}"
+
+
+@dataclass(frozen=True)
+class DeviceNode:
+    """What the guest calls a device that has no address it could be found by.
+
+    ``str()`` gives the path of its node.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Address = PciPath | MmioIndex | ScsiAddress | DeviceNode
 
 
 @dataclass(frozen=True)
@@ -224,6 +343,7 @@ class VmSpec:
         runtime_dir: existing directory for the VM's sockets; its path must be short
             (a unix socket path has 107 bytes).
         name: shown in the host's process list.
+        arch: the guest's architecture as ``uname -m`` says it; empty is the host's.
         machine: the backend's machine type.
         vcpus: virtual CPUs at boot.
         max_vcpus: how far CPU hot-plug may go; 0 is ``vcpus``.
@@ -232,10 +352,14 @@ class VmSpec:
         memory_hotplug: by virtio-mem (shrinks too) or by DIMMs.
         shared_memory: back the memory by a memfd other processes can map; None does it
             when a device needs it.
+        memory_file: keep the memory in this file, which is made when it isn't there. A
+            snapshot leaves it there, so that the saved VM can't go on, and VMs loaded from
+            it write to private copies of its pages, which no other process can see.
+        restored: the VM is loaded by ``restore`` in place of ``boot``.
         initrd: initial ramdisk.
         cmdline: kernel arguments. The backend adds what the accelerator, the console,
             the root device and the channel need, unless they are in it.
-        image: guest root, attached as first disk.
+        image: guest root, attached as first disk, or as first persistent memory.
         devices: what else the VM has from the start.
         channel: how ``dial_agent`` reaches the guest.
         agent_port: vsock port the guest agent listens on.
@@ -244,6 +368,12 @@ class VmSpec:
         accel: ``kvm``, ``tcg``, or ``auto`` for the best that works.
         cpu_model: overrides the accelerator's best model.
         sandbox_seccomp: the VMM's own seccomp filter.
+        hugepages: back the memory by huge pages of 2 MiB, reserved on the host.
+        numa: the guest's NUMA nodes, which together have all CPUs and memory at boot.
+        iommu: give the guest an IOMMU, so that it can hand devices on itself.
+        scsi: give it a SCSI controller.
+        panic_dump: directory that gets the guest's memory when its kernel panics.
+        user: numeric user and group the VMM runs as; None stays who the caller is.
         hotplug_slots: devices that can be hot-plugged at a time.
         spawn_timeout: seconds until the VMM must answer on its control channel.
         extra_args: further command-line arguments of the VMM, used as they are.
@@ -252,6 +382,7 @@ class VmSpec:
     kernel: Path
     runtime_dir: Path
     name: str = "katapy"
+    arch: str = ""
     machine: str = "q35"
     vcpus: int = 1
     max_vcpus: int = 0
@@ -259,9 +390,11 @@ class VmSpec:
     max_memory_bytes: int = 0
     memory_hotplug: Literal["virtio-mem", "dimm"] = "virtio-mem"
     shared_memory: bool | None = None
+    memory_file: Path | None = None
+    restored: bool = False
     initrd: Path | None = None
     cmdline: str = ""
-    image: BlockDevice | None = None
+    image: BlockDevice | PmemDevice | None = None
     devices: tuple[Device, ...] = ()
     channel: Literal["serial", "vsock"] = "serial"
     agent_port: int = 1024
@@ -270,6 +403,12 @@ class VmSpec:
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     cpu_model: str = ""
     sandbox_seccomp: bool = True
+    hugepages: bool = False
+    numa: tuple[NumaNode, ...] = ()
+    iommu: bool = False
+    scsi: bool = False
+    panic_dump: Path | None = None
+    user: tuple[int, int] | None = None
     hotplug_slots: int = 12
     spawn_timeout: float = 30.0
     extra_args: tuple[str, ...] = ()
@@ -290,7 +429,7 @@ class VmSpec:
         if self.shared_memory is not None:
             return self.shared_memory
         return any(
-            isinstance(device, FsDevice)
+            isinstance(device, (FsDevice, VhostUserBlockDevice))
             or (isinstance(device, VsockDevice) and device.vhost_user is not None)
             for device in self.devices
         )

@@ -23,14 +23,14 @@ from vmm.sockets import listen
 from vmm.spawn import spawn
 
 if TYPE_CHECKING:
-    import socket as socketlib
     from collections.abc import AsyncIterator, Callable
 
     from vmm.hypervisor import Recorder
     from vmm.process import Process
 
-# Debian 13's package, QEMU's own up to 7.2, others.
-_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd")
+PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd")
+"""Where it is looked for: Debian 13's package, QEMU's own up to 7.2, the ``PATH``."""
+
 _VERSION_TIMEOUT = 10
 
 Kind = Literal["c", "rust"]
@@ -46,12 +46,14 @@ class ShareOptions:
         xattr: pass extended attributes on; file capabilities need them.
         sandbox: how the daemon locks itself into the directory.
         threads: worker threads; 0 serves in the queue's own thread.
+        extra: further arguments; one of them replaces ours of the same name.
     """
 
     cache: Literal["auto", "always", "never"] = "auto"
     xattr: bool = True
     sandbox: Literal["namespace", "chroot"] = "namespace"
     threads: int = 0
+    extra: tuple[str, ...] = ()
 
 
 def find_binary(configured: str | Path = "") -> Path:
@@ -60,10 +62,10 @@ def find_binary(configured: str | Path = "") -> Path:
     Raises:
         InvalidConfig: there is none.
     """
-    for name in (str(configured),) if str(configured) else _PLACES:
+    for name in (str(configured),) if str(configured) else PLACES:
         if found := shutil.which(name):
             return Path(found)
-    looked = configured or ", ".join(_PLACES)
+    looked = configured or ", ".join(PLACES)
     raise InvalidConfig(f"no virtiofsd ({looked}); install it or configure its path")
 
 
@@ -120,19 +122,27 @@ def build_command(
     """
     # Both want more files than a small host allows; our own limit they can have.
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    common = [str(binary), f"--fd={fd}", f"--rlimit-nofile={limit}"]
-    common.append(f"--thread-pool-size={options.threads}")
+    common = [f"--rlimit-nofile={limit}", f"--thread-pool-size={options.threads}"]
     if kind == "rust":
-        cache = options.cache
-        arguments = [f"--shared-dir={directory}", "--announce-submounts", f"--cache={cache}"]
-        arguments.append(f"--sandbox={options.sandbox}")
-        return [*common, *arguments, *(["--xattr"] if options.xattr else [])]
+        ours = [*common, "--announce-submounts", f"--cache={options.cache}"]
+        ours += [f"--sandbox={options.sandbox}", *(["--xattr"] if options.xattr else [])]
+        # It refuses an option that is given twice.
+        given = {_option_name(argument) for argument in options.extra}
+        ours = [argument for argument in ours if _option_name(argument) not in given]
+        return [str(binary), f"--fd={fd}", f"--shared-dir={directory}", *ours, *options.extra]
     cache_word = {"never": "none"}.get(options.cache, options.cache)
     # The C program reads -o as mount options: a comma or backslash must be escaped.
     source = str(directory).replace("\\", "\\\\").replace(",", "\\,")
     settings = [f"source={source}", "announce_submounts", f"cache={cache_word}"]
     settings += [f"sandbox={options.sandbox}", "xattr" if options.xattr else "no_xattr"]
-    return [*common, *(word for setting in settings for word in ("-o", setting))]
+    words = [word for setting in settings for word in ("-o", setting)]
+    # Of the Rust program's names for what is above, the one that Kata's files have.
+    extra = [argument for argument in options.extra if argument != "--announce-submounts"]
+    return [str(binary), f"--fd={fd}", *common, *words, *extra]
+
+
+def _option_name(argument: str) -> str:
+    return argument.partition("=")[0]
 
 
 @asynccontextmanager
@@ -143,7 +153,6 @@ async def run_virtiofsd(
     binary: str | Path = "",
     options: ShareOptions | None = None,
     record: Recorder | None = None,
-    listener: socketlib.socket | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Process]:
     """Share a directory for as long as the block runs.
@@ -158,7 +167,6 @@ async def run_virtiofsd(
         binary: program or its name; empty finds one.
         options: how to share.
         record: told of the socket and the process.
-        listener: already listening on ``socket``, closed here; None to bind it now.
         on_line: called with each line the daemon writes.
 
     Raises:
@@ -175,8 +183,8 @@ async def run_virtiofsd(
 
     def start() -> subprocess.Popen[bytes]:
         # Bound before the daemon runs, so that nobody has to wait for it.
-        with listener or listen(socket) as listening:
-            fd = listening.fileno()
+        with listen(socket) as listener:
+            fd = listener.fileno()
             argv = build_command(program, kind, fd, directory, options or ShareOptions())
             return spawn(argv, pass_fds=(fd,))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    import trio
+
     from vmm.hypervisor import Recorder
     from vmm.process import Process
 
@@ -59,6 +61,13 @@ def open_vhost(device: str = "/dev/vhost-vsock") -> VsockDevice:
     raise LimitExceeded(f"no free context id after {_CID_TRIES} tries")
 
 
+def daemon_device(runtime_dir: Path) -> VsockDevice:
+    """Return what :func:`run_vhost_device_vsock` will serve there: known before it runs."""
+    return VsockDevice(
+        cid=_DAEMON_CID, vhost_user=runtime_dir / "vhost.sock", uds=runtime_dir / "vsock.sock"
+    )
+
+
 @dataclass(frozen=True)
 class HybridVsock:
     """A running vhost-device-vsock.
@@ -75,6 +84,11 @@ class HybridVsock:
     def name(self) -> str:
         """What to call it."""
         return self.process.name
+
+    @property
+    def exited(self) -> trio.Event:
+        """Set when the daemon is gone."""
+        return self.process.exited
 
 
 @asynccontextmanager
@@ -104,7 +118,10 @@ async def run_vhost_device_vsock(
             f"no vsock daemon {binary}: install vhost-device-vsock, configure its path, or use "
             "the serial channel"
         )
-    control, uds = runtime_dir / "vhost.sock", runtime_dir / "vsock.sock"
+    device = daemon_device(runtime_dir)
+    control, uds = device.vhost_user, device.uds
+    assert control is not None
+    assert uds is not None
     if len(os.fsencode(control)) > PATH_MAX:
         raise InvalidConfig(f"socket path over {PATH_MAX} bytes: {control}")
     argv = [found, "--vm", f"guest-cid={_DAEMON_CID},socket={control},uds-path={uds}"]
@@ -116,4 +133,4 @@ async def run_vhost_device_vsock(
         on_line=on_line,
     ) as process:
         await until_listening(process, control, _READY_TIMEOUT)
-        yield HybridVsock(VsockDevice(cid=_DAEMON_CID, vhost_user=control, uds=uds), process)
+        yield HybridVsock(device, process)

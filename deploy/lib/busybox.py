@@ -1,4 +1,4 @@
-"""A container image made here, of the host's static busybox: no registry needed.
+"""A container image made here, of Debian's static busybox: no registry needed.
 
 The image is an OCI layout in one tar file, as ``ctr images import`` takes it. The same
 busybox gives the same bytes. Source: OCI image-spec v1.1 (image-layout.md, config.md,
@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.lib.command import run
@@ -33,11 +33,13 @@ _FILES = {
 }
 
 
-def rootfs_tar() -> bytes:
+def rootfs_tar(busybox: bytes | None = None) -> bytes:
     """The image's file tree: busybox with its applets as hard links.
 
     Hard links rather than symbolic ones, so that a masked or replaced file doesn't take
     all applets along.
+
+    Params: ``busybox`` is the program of another architecture, of the host's version.
     """
     applets = run([_BUSYBOX, "--list"], timeout=10).split()
     buffer = io.BytesIO()
@@ -48,7 +50,7 @@ def rootfs_tar() -> bytes:
             tar.addfile(entry)
         for name, text in _FILES.items():
             _add_file(tar, name, text.encode(), 0o644)
-        _add_file(tar, "bin/busybox", _BUSYBOX.read_bytes(), 0o755)
+        _add_file(tar, "bin/busybox", busybox or _BUSYBOX.read_bytes(), 0o755)
         for applet in sorted(set(applets) - {"busybox"}):
             entry = tarfile.TarInfo(f"bin/{applet}")
             entry.type, entry.linkname, entry.mode = tarfile.LNKTYPE, "bin/busybox", 0o755
@@ -56,20 +58,37 @@ def rootfs_tar() -> bytes:
     return buffer.getvalue()
 
 
-def write_image(path: Path) -> None:
-    """Write the image as an OCI layout tar that containerd imports as ``IMAGE_NAME``."""
-    architecture = run(["dpkg", "--print-architecture"], timeout=10).strip()
+def write_image(
+    path: Path,
+    name: str = IMAGE_NAME,
+    *,
+    architecture: str = "",
+    busybox: bytes | None = None,
+    command: Sequence[str] = ("/bin/sh",),
+) -> None:
+    """Write the image as an OCI layout tar that containerd imports as ``name``.
+
+    Params: ``architecture`` and ``busybox`` are another than the host's; ``command`` is what
+    a container of it runs.
+    """
+    architecture = architecture or run(["dpkg", "--print-architecture"], timeout=10).strip()
     with tarfile.open(path, mode="w") as tar:
-        for name, data in _layout(rootfs_tar(), architecture):
-            _add_file(tar, name, data, 0o644)
+        for member, data in _layout(rootfs_tar(busybox), architecture, name, command):
+            _add_file(tar, member, data, 0o644)
 
 
-def _layout(layer: bytes, architecture: str) -> Iterator[tuple[str, bytes]]:
+def _layout(
+    layer: bytes, architecture: str, name: str, command: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
     config = _json(
         {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "config": {
+                "Env": ["PATH=/bin:/usr/bin"],
+                "Cmd": list(command),
+                "WorkingDir": "/",
+            },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )
@@ -83,7 +102,7 @@ def _layout(layer: bytes, architecture: str) -> Iterator[tuple[str, bytes]]:
     )
     reference = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
     reference["annotations"] = {
-        "io.containerd.image.name": IMAGE_NAME,
+        "io.containerd.image.name": name,
         "org.opencontainers.image.ref.name": "latest",
     }
     yield "oci-layout", _json({"imageLayoutVersion": "1.0.0"})

@@ -71,7 +71,8 @@ class Daemon:
 
     Params: ``folder`` holds its files and must have a short path, for its sockets;
     ``path`` are directories put before the unpacked programs in its PATH; ``env`` is
-    added to its environment; ``config`` is the text of its configuration file.
+    added to its environment; ``config`` is the text of its configuration file; ``prefix``
+    is a command that executes the one behind it, such as nsenter(1).
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class Daemon:
         config: str,
         path: Sequence[Path] = (),
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
+        self._prefix = prefix
         self.packages = packages
         self.folder = folder
         self.address = folder / "grpc.sock"
@@ -112,7 +115,7 @@ class Daemon:
         program = self.packages.program("/usr/bin/containerd")
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [program, "--config", self.folder / "config.toml"],
+                [*self._prefix, program, "--config", self.folder / "config.toml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

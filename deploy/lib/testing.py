@@ -22,7 +22,7 @@ from deploy.lib.work import REPOSITORY, work_dir
 
 TESTS_TIMEOUT = 3600.0
 CHECK_TIMEOUT = 600.0
-_TEST_PACKAGES = ["crun", "iptables", "mmdebstrap", "psmisc", "util-linux"]
+_TEST_PACKAGES = ["crun", "iptables", "mmdebstrap", "psmisc", "qemu-system-arm", "util-linux"]
 
 _FOREIGN: dict[str, Callable[[], Unpacked]] = {
     **{f"containerd {name}": partial(fetch_containerd, r) for name, r in RELEASES.items()},

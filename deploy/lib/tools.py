@@ -21,3 +21,18 @@ def fetch_virtiofsd() -> Unpacked:
 def fetch_vhost_device_vsock() -> Unpacked:
     """The vsock daemon for hosts without vhost-vsock, as /usr/bin/vhost-device-vsock."""
     return fetch_debs("sid", ["vhost-device-vsock"], ["/usr/bin/vhost-device-vsock"])
+
+
+CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+"""The CNI plugins that the tests' pod networks are made with, in /usr/lib/cni."""
+
+
+def fetch_cni_plugins() -> Unpacked:
+    """The reference CNI plugins."""
+    programs = [f"/usr/lib/cni/{name}" for name in CNI_PLUGINS]
+    return fetch_debs("bookworm", ["containernetworking-plugins"], programs)
+
+
+def fetch_slirp4netns() -> Unpacked:
+    """The program behind ``host_network = "proxy"``, as /usr/bin/slirp4netns."""
+    return fetch_debs("bookworm", ["slirp4netns"], ["/usr/bin/slirp4netns"])

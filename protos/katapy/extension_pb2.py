@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/katapy/extension.proto\x12\x0fkatapy.agent.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x0e\n\x0cHelloRequest\"\xb0\x01\n\rHelloResponse\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x43\n\x0b\x62oot_stamps\x18\x03 \x03(\x0b\x32..katapy.agent.v1.HelloResponse.BootStampsEntry\x1a\x31\n\x0f\x42ootStampsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"o\n\nStdioFrame\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x06 \x01(\x04\"%\n\x0fSetClockRequest\x12\x12\n\nunix_nanos\x18\x01 \x01(\x03\x32\xe0\x01\n\tExtension\x12\x46\n\x05Hello\x12\x1d.katapy.agent.v1.HelloRequest\x1a\x1e.katapy.agent.v1.HelloResponse\x12\x45\n\x05Stdio\x12\x1b.katapy.agent.v1.StdioFrame\x1a\x1b.katapy.agent.v1.StdioFrame(\x01\x30\x01\x12\x44\n\x08SetClock\x12 .katapy.agent.v1.SetClockRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/katapy/extension.proto\x12\x0fkatapy.agent.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x0e\n\x0cHelloRequest\"\xb0\x01\n\rHelloResponse\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x43\n\x0b\x62oot_stamps\x18\x03 \x03(\x0b\x32..katapy.agent.v1.HelloResponse.BootStampsEntry\x1a\x31\n\x0f\x42ootStampsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"o\n\nStdioFrame\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x06 \x01(\x04\"%\n\x0fSetClockRequest\x12\x12\n\nunix_nanos\x18\x01 \x01(\x03\"*\n\x08Listener\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"@\n\x14WaitListenersRequest\x12(\n\x05known\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener\"?\n\x15WaitListenersResponse\x12&\n\x03now\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener2\xc0\x02\n\tExtension\x12\x46\n\x05Hello\x12\x1d.katapy.agent.v1.HelloRequest\x1a\x1e.katapy.agent.v1.HelloResponse\x12\x45\n\x05Stdio\x12\x1b.katapy.agent.v1.StdioFrame\x1a\x1b.katapy.agent.v1.StdioFrame(\x01\x30\x01\x12\x44\n\x08SetClock\x12 .katapy.agent.v1.SetClockRequest\x1a\x16.google.protobuf.Empty\x12^\n\rWaitListeners\x12%.katapy.agent.v1.WaitListenersRequest\x1a&.katapy.agent.v1.WaitListenersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STDIOFRAME']._serialized_end=385
   _globals['_SETCLOCKREQUEST']._serialized_start=387
   _globals['_SETCLOCKREQUEST']._serialized_end=424
-  _globals['_EXTENSION']._serialized_start=427
-  _globals['_EXTENSION']._serialized_end=651
+  _globals['_LISTENER']._serialized_start=426
+  _globals['_LISTENER']._serialized_end=468
+  _globals['_WAITLISTENERSREQUEST']._serialized_start=470
+  _globals['_WAITLISTENERSREQUEST']._serialized_end=534
+  _globals['_WAITLISTENERSRESPONSE']._serialized_start=536
+  _globals['_WAITLISTENERSRESPONSE']._serialized_end=599
+  _globals['_EXTENSION']._serialized_start=602
+  _globals['_EXTENSION']._serialized_end=922
 # @@protoc_insertion_point(module_scope)

@@ -3,7 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -49,3 +49,23 @@ class SetClockRequest(_message.Message):
     UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
     unix_nanos: int
     def __init__(self, unix_nanos: _Optional[int] = ...) -> None: ...
+
+class Listener(_message.Message):
+    __slots__ = ("protocol", "port")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    port: int
+    def __init__(self, protocol: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class WaitListenersRequest(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: _containers.RepeatedCompositeFieldContainer[Listener]
+    def __init__(self, known: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ...) -> None: ...
+
+class WaitListenersResponse(_message.Message):
+    __slots__ = ("now",)
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    now: _containers.RepeatedCompositeFieldContainer[Listener]
+    def __init__(self, now: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ...) -> None: ...

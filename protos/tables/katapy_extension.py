@@ -4,11 +4,15 @@ HelloRequest = {0: 'katapy.agent.v1.HelloRequest'}
 HelloResponse = {0: 'katapy.agent.v1.HelloResponse', 1: ("agent_version", 9, 0, None), 2: ("features", 9, 2, None), 3: ("boot_stamps", 11, 3, (9, 4, None))}
 StdioFrame = {0: 'katapy.agent.v1.StdioFrame', 1: ("container_id", 9, 0, None), 2: ("exec_id", 9, 0, None), 3: ("channel", 13, 0, None), 4: ("data", 12, 0, None), 5: ("eof", 8, 0, None), 6: ("credit", 4, 0, None)}
 SetClockRequest = {0: 'katapy.agent.v1.SetClockRequest', 1: ("unix_nanos", 3, 0, None)}
+Listener = {0: 'katapy.agent.v1.Listener', 1: ("protocol", 9, 0, None), 2: ("port", 13, 0, None)}
+WaitListenersRequest = {0: 'katapy.agent.v1.WaitListenersRequest', 1: ("known", 11, 2, Listener)}
+WaitListenersResponse = {0: 'katapy.agent.v1.WaitListenersResponse', 1: ("now", 11, 2, Listener)}
 Empty = {0: 'google.protobuf.Empty'}
 SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
     "katapy.agent.v1.Extension": {
         "Hello": (HelloRequest, HelloResponse, False, False),
         "Stdio": (StdioFrame, StdioFrame, True, True),
         "SetClock": (SetClockRequest, Empty, False, False),
+        "WaitListeners": (WaitListenersRequest, WaitListenersResponse, False, False),
     },
 }

@@ -14,9 +14,10 @@ import trio
 from shim import agent
 from shim.bench.figures import KATAPY, Figures
 from shim.bench.world import World
+from shim.config.hypervisors import Qemu
 from shim.config.model import Config
 from shim.errors import DeadlineExceeded, FailedPrecondition
-from shim.vm_plan import plan_vm
+from shim.vm_plan import needs_vsock, plan_vm
 from vmm.events import ConsoleLine
 from vmm.image.cpio import CpioWriter
 from vmm.qemu.qemu import QemuHypervisor
@@ -30,7 +31,12 @@ _INIT = f"#!/bin/busybox sh\necho '{_MARKER}'\nexec /bin/busybox sleep 600\n"
 
 
 def measure(world: World, config: Config, figures: Figures) -> None:
-    """Boot the same VM twice: with an init that says one line, and with the guest image."""
+    """Boot the same VM twice: with an init that says one line, and with the guest image.
+
+    Only QEMU's, and without a vsock, which wants a daemon beside it.
+    """
+    if not isinstance(config.hypervisor, Qemu) or needs_vsock(config):
+        return
     lines: tuple[tuple[str, str, Until], ...] = (
         ("boot_init", "QEMU and the kernel alone, to init", _init_runs),
         ("boot_agent", "QEMU and the guest image, to the agent's answer", _agent_answers),

@@ -114,13 +114,14 @@ def _measure(
 
 
 def _guest(config: Config) -> str:
+    from shim.vm_plan import choose_machine
     from vmm.image.store import find_image
 
     kind = config.katapy.guest_kernel
     if config.hypervisor.kernel is not None:
         return f"kernel {config.hypervisor.kernel}"
     image = find_image(config.katapy.cache_dir, None if kind == "auto" else kind)  # type: ignore[arg-type]
-    return f"{image.kind} kernel {image.kernel_release}, {config.hypervisor.machine_type}"
+    return f"{image.kind} kernel {image.kernel_release}, {choose_machine(config)}"
 
 
 def _say(text: str) -> None:

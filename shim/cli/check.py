@@ -54,7 +54,7 @@ def check(config_file: Path | None = None) -> list[Finding]:
     probes: Sequence[tuple[str, Probe]] = (
         ("root", host.rights),
         ("accelerator", lambda: vm.accelerator(config)),
-        ("QEMU", lambda: vm.qemu(config)),
+        ("hypervisor", lambda: vm.hypervisor(config)),
         ("guest", lambda: guest.guest(config)),
         ("shared directories", lambda: vm.shared_directories(config)),
         ("agent channel", lambda: vm.channel(config)),

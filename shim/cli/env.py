@@ -14,18 +14,13 @@ from typing import Any
 
 from shim.cli import host, vm
 from shim.cli.options import add_config_argument, configuration
-from shim.config.model import SECTIONS, Config
+from shim.config.hypervisors import Qemu, SharingHypervisor
+from shim.config.model import Config
 from shim.ledger import state_dir
 from shim.version import VERSION
 from vmm.errors import VmmError
 
 _PACKAGES = ("trio", "protobuf", "pyroute2", "grpcio")
-_ATTRIBUTES = {
-    "hypervisor.qemu": "hypervisor",
-    "agent.kata": "agent",
-    "runtime": "runtime",
-    "katapy": "katapy",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +54,7 @@ def environment(config: Config) -> dict[str, Any]:
             "cgroups": host.cgroup_mode(),
         },
         "accelerator": _accelerator(),
-        "qemu": _qemu(config),
-        "virtiofsd": str(vm.find_virtiofsd(config.hypervisor.virtio_fs_daemon) or ""),
+        **_programs(config),
         "containerd": host.containerd_version(),
         "state_dir": state_dir(),
         "config_sources": list(config.sources),
@@ -90,12 +84,12 @@ def _sections(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     return {
         section: {
             f.name: {
-                "value": _plain(getattr(getattr(config, _ATTRIBUTES[section]), f.name)),
+                "value": _plain(getattr(values, f.name)),
                 "origin": config.origins.get(f"{section}.{f.name}", ""),
             }
-            for f in fields(model)
+            for f in fields(values)
         }
-        for section, model in SECTIONS.items()
+        for section, values in config.sections().items()
     }
 
 
@@ -128,11 +122,25 @@ def _accelerator() -> str:
     return f"{found.name} ({found.why_not_kvm})" if found.why_not_kvm else found.name
 
 
-def _qemu(config: Config) -> dict[str, str]:
+def _programs(config: Config) -> dict[str, Any]:
+    """The hypervisor, and virtiofsd if it can use one."""
+    found: dict[str, Any] = {}
+    hypervisor = config.hypervisor
+    if isinstance(hypervisor, Qemu):
+        found["qemu"] = _qemu(hypervisor, config.katapy.guest_arch)
+    else:
+        found[hypervisor.name] = str(vm.find_program(hypervisor) or "")
+    if isinstance(hypervisor, SharingHypervisor):
+        found["virtiofsd"] = str(vm.find_virtiofsd(hypervisor.virtio_fs_daemon) or "")
+    return found
+
+
+def _qemu(qemu: Qemu, arch: str) -> dict[str, str]:
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
     try:
-        binary = probe.find_binary(config.hypervisor.path or "")
+        binary = probe.find_binary(architecture(arch), qemu.path or "")
         features = probe.probe(binary)
     except VmmError:
         return {"path": "", "version": ""}

@@ -26,7 +26,7 @@ def guest(config: Config) -> Iterable[Finding]:
         if path.is_file() or (key == "image" and path.is_block_device()):
             yield Finding(f"guest {key}", Level.OK, str(path))
         else:
-            advice = f"correct or remove {key} in [hypervisor.qemu]"
+            advice = f"correct or remove {key} in [{vm.section}]"
             yield Finding(f"guest {key}", Level.FAIL, f"no file at {path}", advice)
     if vm.kernel is not None and vm.image is not None:
         return

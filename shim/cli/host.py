@@ -99,7 +99,7 @@ def memory(wanted_mib: int, meminfo: Path = Path("/proc/meminfo")) -> Iterable[F
     available = int(found.group(1)) >> 10 if found else 0
     text = f"{available} MiB available, a VM may use {wanted_mib} MiB"
     if available < wanted_mib:
-        advice = "set a smaller default_memory in [hypervisor.qemu]"
+        advice = "set a smaller default_memory for the hypervisor"
         yield Finding("memory", Level.WARN, text, advice)
     else:
         yield Finding("memory", Level.OK, text)

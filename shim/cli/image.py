@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("debian", "tuned"),
         help="which kernel (default: the configured one, else debian)",
     )
+    build.add_argument("--arch", default="", help="architecture of the guest (default: the host's)")
     build.add_argument("--quiet", action="store_true", help="no progress, only the result")
     show = actions.add_parser("list", help="list the images that are ready, the newest first")
     for action in (build, show):
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     kind = arguments.kernel or kernel_kind(config) or "debian"
     progress = _quiet if arguments.quiet else _progress()
-    image = build_image(kind, config.katapy.cache_dir, progress)
+    image = build_image(kind, config.katapy.cache_dir, progress, architecture=arguments.arch)
     if arguments.json:
         print(json.dumps(describe(image), indent=2))
     else:
@@ -61,6 +62,7 @@ def describe(image: GuestImage) -> dict[str, object]:
     """Return an image as a JSON object."""
     return {
         "kind": image.kind,
+        "architecture": image.architecture,
         "key": image.key,
         "kernel": str(image.kernel),
         "kernel_release": image.kernel_release,
@@ -75,10 +77,11 @@ def describe(image: GuestImage) -> dict[str, object]:
 
 def as_table(images: list[GuestImage]) -> str:
     """Return images as aligned lines under a heading."""
-    rows = [("KIND", "KEY", "KERNEL", "SIZE", "BUILT", "DIRECTORY")]
+    rows = [("KIND", "ARCH", "KEY", "KERNEL", "SIZE", "BUILT", "DIRECTORY")]
     rows += [
         (
             image.kind,
+            image.architecture,
             image.key[:12],
             image.kernel_release,
             f"{_size(image) / (1 << 20):.0f} MiB",

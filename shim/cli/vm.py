@@ -1,4 +1,4 @@
-"""What the host offers to run VMs with: accelerator, QEMU, shared directories, channel."""
+"""What the host offers to run VMs with: accelerator, VMM, shared directories, channel."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from shim.cli.findings import Finding, Level
 from shim.cli.guest import may_have_9p
+from shim.config.hypervisors import Qemu, SharingHypervisor
+from shim.errors import ConfigError
+from shim.vm_plan import choose_channel
 from vmm.errors import InvalidConfig
+from vmm.virtiofsd import PLACES, find_binary
 
 if TYPE_CHECKING:
+    from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
     from vmm.qemu.probe import QemuFeatures
 
-VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 VSOCK_DAEMON = "vhost-device-vsock"
+
+_PROGRAMS = {"firecracker": "firecracker", "clh": "cloud-hypervisor"}
 
 _VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 
 def accelerator(config: Config) -> Iterable[Finding]:
     """KVM, proved by a small VM, or emulation."""
+    from vmm.arch import architecture
     from vmm.qemu import accel
 
     wanted = cast('Literal["auto", "kvm", "tcg"]', config.katapy.accelerator)
     name = "accelerator"
     try:
-        chosen = accel.choose(wanted)
+        chosen = accel.choose(wanted, architecture(config.katapy.guest_arch))
     except InvalidConfig as error:
         yield Finding(name, Level.FAIL, str(error), 'set accelerator = "auto" in [katapy]')
         return
@@ -43,12 +50,37 @@ def accelerator(config: Config) -> Iterable[Finding]:
         yield Finding(name, Level.WARN, text, advice)
 
 
-def qemu(config: Config) -> Iterable[Finding]:
-    """QEMU, with what the configuration needs of it."""
+def hypervisor(config: Config) -> Iterable[Finding]:
+    """The VMM, with what the configuration needs of it."""
+    vm = config.hypervisor
+    if isinstance(vm, Qemu):
+        yield from _qemu(vm, config.katapy.guest_arch)
+        return
+    name = _PROGRAMS[vm.name]
+    if config.katapy.accelerator == "tcg":
+        advice = 'set accelerator = "auto" in [katapy], or use [hypervisor.qemu]'
+        yield Finding(name, Level.FAIL, f"{name} has no emulation", advice)
+    if program := find_program(vm):
+        yield Finding(name, Level.OK, str(program))
+    else:
+        advice = f"install {name}, or set path in [{vm.section}]"
+        yield Finding(name, Level.FAIL, f"no {vm.path or f'{name} on the PATH'}", advice)
+
+
+def find_program(vm: AnyHypervisor) -> Path | None:
+    """Return the program of a hypervisor other than QEMU, None when there is none."""
+    found = shutil.which(vm.path or _PROGRAMS[vm.name])
+    return Path(found) if found else None
+
+
+def _qemu(vm: Qemu, guest_arch: str) -> Iterable[Finding]:
+    from vmm.arch import architecture
     from vmm.qemu import probe
 
+    arch = architecture(guest_arch)
+    machine = arch.machines[0] if vm.machine_type == "auto" else vm.machine_type
     try:
-        binary = probe.find_binary(config.hypervisor.path or "")
+        binary = probe.find_binary(arch, vm.path or "")
         features = probe.probe(binary)
     except InvalidConfig as error:
         advice = "install qemu-system (7.2 or later), or set path in [hypervisor.qemu]"
@@ -56,15 +88,14 @@ def qemu(config: Config) -> Iterable[Finding]:
         return
     package = f" ({features.package})" if features.package else ""
     yield Finding("QEMU", Level.OK, f"{binary} {features.version_text}{package}")
-    for missing, level in _missing(config, features):
+    for missing, level in _missing(vm, machine, features):
         advice = "install a QEMU that is built with it, or change [hypervisor.qemu]"
         yield Finding("QEMU", level, f"{binary} has no {missing}", advice)
 
 
-def _missing(config: Config, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
-    vm = config.hypervisor
-    if vm.machine_type not in features.machines:
-        yield f"machine type {vm.machine_type}", Level.FAIL
+def _missing(vm: Qemu, machine: str, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
+    if machine not in features.machines:
+        yield f"machine type {machine}", Level.FAIL
     if vm.seccompsandbox and not features.sandbox:
         yield "seccomp (seccompsandbox)", Level.FAIL
     if vm.shared_fs == "virtio-fs" and "vhost-user-fs-pci" not in features.devices:
@@ -78,10 +109,14 @@ def _missing(config: Config, features: QemuFeatures) -> Iterable[tuple[str, Leve
 def shared_directories(config: Config) -> Iterable[Finding]:
     """virtiofsd, or 9p in its place."""
     name, vm = "shared directories", config.hypervisor
+    if not isinstance(vm, SharingHypervisor):
+        text = f"none: {_PROGRAMS[vm.name]} has none; only block devices reach the guest"
+        yield Finding(name, Level.OK, text)
+        return
     if vm.shared_fs == "none":
         yield Finding(name, Level.OK, "none, as configured: only block devices reach the guest")
         return
-    has_9p = may_have_9p(config)
+    has_9p = isinstance(vm, Qemu) and may_have_9p(config)
     if vm.shared_fs == "virtio-9p":
         if has_9p:
             yield Finding(name, Level.OK, "9p, as configured")
@@ -93,7 +128,7 @@ def shared_directories(config: Config) -> Iterable[Finding]:
     if daemon is not None:
         yield Finding(name, Level.OK, f"virtio-fs by {daemon}")
         return
-    wanted = vm.virtio_fs_daemon or " or ".join(VIRTIOFSD_PATHS)
+    wanted = vm.virtio_fs_daemon or " or ".join(PLACES)
     advice = "install virtiofsd (Debian 12 has it in qemu-system-common)"
     if vm.shared_fs == "auto" and has_9p:
         yield Finding(name, Level.WARN, f"9p only: no virtiofsd at {wanted}", advice)
@@ -102,20 +137,26 @@ def shared_directories(config: Config) -> Iterable[Finding]:
 
 
 def find_virtiofsd(configured: Path | None) -> Path | None:
-    """Return the virtiofsd to use, None when there is none."""
-    candidates = (configured,) if configured else (*map(Path, VIRTIOFSD_PATHS),)
-    for path in candidates:
-        if os.access(path, os.X_OK):
-            return path
-    found = None if configured else shutil.which("virtiofsd")
-    return Path(found) if found else None
+    """Return the virtiofsd that pods get, None when there is none."""
+    try:
+        return find_binary(configured or "")
+    except InvalidConfig:
+        return None
 
 
 def channel(config: Config, vhost_vsock: Path = _VHOST_VSOCK) -> Iterable[Finding]:
     """How the shim will talk to the guest agent."""
     name = "agent channel"
-    if config.katapy.channel == "serial":
+    try:
+        chosen = choose_channel(config)
+    except ConfigError as error:
+        yield Finding(name, Level.FAIL, str(error), 'set channel = "auto" in [katapy]')
+        return
+    if chosen == "serial":
         yield Finding(name, Level.OK, "virtio-serial")
+        return
+    if not isinstance(config.hypervisor, Qemu):
+        yield Finding(name, Level.OK, f"vsock by {_PROGRAMS[config.hypervisor.name]} itself")
         return
     try:
         os.close(os.open(vhost_vsock, os.O_RDWR | os.O_CLOEXEC))

@@ -62,20 +62,20 @@ _HYPERVISOR: dict[str, Inert] = {
             "remote_hypervisor_socket",
             "remote_hypervisor_timeout",
             "rootless",
-            "rx_rate_limiter_max_rate",
             "sev_snp_guest",
             "snp_certs_path",
             "snp_guest_policy",
             "snp_id_auth",
             "snp_id_block",
             "tdx_quote_generation_service_socket_port",
-            "tx_rate_limiter_max_rate",
             "use_legacy_serial",
             "vhost_user_reconnect_timeout_sec",
             "virtio_fs_cache_size",
         ),
         _OFF,
     ),
+    # Disks are virtio-blk on what the machine has: PCI, or MMIO.
+    "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
     "block_device_aio": ("", "io_uring", "threads"),
     "cold_plug_vfio": ("", "no-port"),
     "cpu_features": ("", "pmu=off"),
@@ -85,8 +85,6 @@ _HYPERVISOR: dict[str, Inert] = {
     "disable_image_nvdimm": None,
     "disable_nesting_checks": None,
     "disable_selinux": None,
-    "disable_vhost_net": None,
-    "enable_annotations": ([],),
     "entropy_source": ("", "/dev/urandom"),
     "guest_swap_create_threshold_secs": (0, 60),
     "guest_swap_path": ("", "/run/kata-containers/swap"),
@@ -94,21 +92,39 @@ _HYPERVISOR: dict[str, Inert] = {
     "hot_plug_vfio": ("", "no-port"),
     "hotplug_vfio_on_root_bus": (False,),
     "memory_slots": (0, 10),
-    "network_queues": (0, 1),
     "num_queues": (0, 1),
-    "overhead_memory": (0, 32),
     "overhead_vcpus": (0, 0.2),
     "queue_size": (0, 128),
     "rootfs_type": ("", "erofs"),
     "template_path": ("", "/run/vc/vm/template"),
-    # These only fence in pod annotations, and no pod annotation changes the VM yet.
+    # These only fence in pod annotations that have no effect yet.
     "valid_entropy_sources": None,
-    "valid_hypervisor_paths": None,
     "valid_vhost_user_store_paths": None,
-    "valid_virtio_fs_daemon_paths": None,
     "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
     "vm_rootfs_driver": ("", "virtio-blk-pci"),
 }
+
+# Kata's sections have one set of keys, whoever the hypervisor is.
+_QEMU_ONLY: dict[str, Inert] = {
+    "disable_vhost_net": None,
+    "machine_type": None,
+    "msize_9p": None,
+    "network_queues": (0, 1),
+    "pcie_root_port": (0,),
+    "seccomp_sandbox": _OFF,
+    "seccompsandbox": _OFF,
+}
+_SHARING_ONLY: dict[str, Inert] = dict.fromkeys(
+    (
+        "valid_virtio_fs_daemon_paths",
+        "virtio_fs_cache",
+        "virtio_fs_daemon",
+        "virtio_fs_extra_args",
+        "virtio_fs_queue_size",
+    ),
+    None,
+)
+_JAILER: dict[str, Inert] = {"jailer_path": _OFF, "valid_jailer_paths": None}
 
 _AGENT: dict[str, Inert] = {
     **dict.fromkeys(
@@ -146,7 +162,6 @@ _AGENT: dict[str, Inert] = {
 _RUNTIME: dict[str, Inert] = {
     **dict.fromkeys(
         (
-            "disable_new_netns",
             "enable_pprof",
             "enable_tracing",
             "enable_vcpus_pinning",
@@ -158,8 +173,6 @@ _RUNTIME: dict[str, Inert] = {
             "keep_abnormal",
             "pod_resource_api_sock",
             "sandbox_bind_mounts",
-            "sandbox_cgroup_only",
-            "static_sandbox_resource_mgmt",
             "use_passfd_io",
         ),
         _OFF,
@@ -168,8 +181,6 @@ _RUNTIME: dict[str, Inert] = {
     "dan_conf": ("", "/run/kata-containers/dans"),
     "disable_guest_empty_dir": (True,),
     "emptydir_mode": ("", "shared-fs"),
-    "hypervisor_name": ("", "qemu"),
-    "internetworking_model": ("", "tcfilter"),
     "kubelet_root_dir": ("", "/var/lib/kubelet"),
     "log_level": ("", "info"),
     "name": ("", "virt_container"),
@@ -178,17 +189,33 @@ _RUNTIME: dict[str, Inert] = {
 }
 
 NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
-    {"hypervisor.qemu": _HYPERVISOR, "agent.kata": _AGENT, "runtime": _RUNTIME, "katapy": {}}
+    {
+        "hypervisor.qemu": {**_HYPERVISOR, **_JAILER, "disable_seccomp": _OFF},
+        "hypervisor.firecracker": {
+            **_HYPERVISOR,
+            **_QEMU_ONLY,
+            **_SHARING_ONLY,
+            **_JAILER,
+        },
+        "hypervisor.clh": {
+            **_HYPERVISOR,
+            **_QEMU_ONLY,
+            **_JAILER,
+            "disable_nested_virtualization": _OFF,
+            "hypervisor_loglevel": (0, 1),
+            "valid_ctlpaths": None,
+        },
+        "agent.kata": _AGENT,
+        "runtime": _RUNTIME,
+        "katapy": {},
+    }
 )
 """Section → key → the values that ask for nothing."""
 
 SECTIONS_NOT_YET = frozenset(
     {
         "factory",
-        "hypervisor.clh",
-        "hypervisor.cloud-hypervisor",
         "hypervisor.dragonball",
-        "hypervisor.firecracker",
         "hypervisor.openvmm",
         "hypervisor.remote",
         "hypervisor.stratovirt",
@@ -199,6 +226,12 @@ SECTIONS_NOT_YET = frozenset(
     }
 )
 """Whole sections of Kata's that have no effect here yet."""
+
+SECTION_ALIASES: Mapping[str, str] = MappingProxyType(
+    # runtime-rs's name
+    {"hypervisor.cloud-hypervisor": "hypervisor.clh"}
+)
+"""Another name of a section → its name in the model."""
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {

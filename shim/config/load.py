@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shim.config.kata_keys import ALIASES, NOT_YET, SECTIONS_NOT_YET
+from shim.config.hypervisors import NAMES, AnyHypervisor
+from shim.config.kata_keys import ALIASES, NOT_YET, SECTION_ALIASES, SECTIONS_NOT_YET
 from shim.config.model import SECTIONS, Config
 from shim.config.rules import Refused, rule_of
 from shim.errors import ConfigError
@@ -28,8 +29,7 @@ OPTION_SOURCE = "runtime option config_body"
 
 _FILE_MAX = 1 << 20
 _NESTED = ("hypervisor", "agent")
-_OPTIONS = "runtimeoptions.v1.Options"
-_OPTIONS_OLD = "cri.runtimeoptions.v1.Options"
+_OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 _RUNC_OPTIONS = "containerd.runc.v1.Options"
 # containerd's CRI plugin puts its whole option table into config_body, and these are
 # the keys of that table that it reads itself.
@@ -50,16 +50,16 @@ def load_config(
     runtime option's config_body. Of a key that is set more than once the last counts.
 
     ``options`` is the runtime option Any as (type URL, value): ``runtimeoptions.v1.Options``
-    is read, ``containerd.runc.v1.Options`` has nothing for us, and any other type gives a
-    warning (containerd runtime v2 README; contract §1.4). ``environ`` defaults to the
-    process's environment.
+    is read, ``containerd.runc.v1.Options`` has nothing for us (containerd runtime v2
+    README; contract §1.4). ``environ`` defaults to the process's environment.
 
     Raises ConfigError naming the file, the key, the value and what is accepted; also for
-    a named file that cannot be read, and for an unknown key.
+    a named file that cannot be read, for an unknown key, and for a runtime option of
+    another type.
     """
     environ = os.environ if environ is None else environ
     merged = _Merged()
-    named, body = _decode_options(options, merged.warnings)
+    named, body = _decode_options(options)
     if not named and environ.get(FILE_VARIABLE):
         named = environ[FILE_VARIABLE]
     for file in _files(named, search):
@@ -80,6 +80,7 @@ class _Merged:
     origins: dict[str, str] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    hypervisors: dict[str, str] = field(default_factory=dict)
 
     def add(self, source: str, document: dict[str, Any]) -> None:
         """Check one document against the model and lay it over what is there."""
@@ -88,6 +89,8 @@ class _Merged:
             if section in SECTIONS_NOT_YET:
                 self.warnings.append(f"{source}: [{section}] has no effect")
                 continue
+            if section.startswith("hypervisor."):
+                self.hypervisors[section] = source
             rules = {f.name: rule_of(f.metadata) for f in fields(SECTIONS[section])}
             for written, value in table.items():
                 name = ALIASES.get(f"{section}.{written}", written)
@@ -103,7 +106,7 @@ class _Merged:
     def config(self) -> Config:
         """Build the model, or raise ConfigError when values contradict each other."""
         config = Config(
-            hypervisor=SECTIONS["hypervisor.qemu"](**self.values["hypervisor.qemu"]),
+            hypervisor=self._hypervisor(),
             agent=SECTIONS["agent.kata"](**self.values["agent.kata"]),
             runtime=SECTIONS["runtime"](**self.values["runtime"]),
             katapy=SECTIONS["katapy"](**self.values["katapy"]),
@@ -111,8 +114,33 @@ class _Merged:
             origins=dict(self.origins),
             warnings=tuple(self.warnings),
         )
-        _check(config)
+        check(config)
         return config
+
+    def _hypervisor(self) -> AnyHypervisor:
+        """Return the section of the hypervisor that pods get.
+
+        ``hypervisor_name`` decides (as in runtime-rs), else the section that is there (as
+        in Kata's Go runtime), else it is QEMU.
+        """
+        named = self.values["runtime"].get("hypervisor_name", "")
+        if named:
+            chosen = f"hypervisor.{NAMES[named]}"
+        elif len(self.hypervisors) > 1:
+            given = ", ".join(f"[{section}]" for section in sorted(self.hypervisors))
+            source = list(self.hypervisors.values())[-1]
+            raise ConfigError(
+                f"{source}: there are {given}: [runtime] hypervisor_name must say which counts"
+            )
+        else:
+            chosen = next(iter(self.hypervisors), "hypervisor.qemu")
+        for section, source in self.hypervisors.items():
+            if section != chosen:
+                self.warnings.append(
+                    f"{source}: [{section}] has no effect: hypervisor_name is {named!r}"
+                )
+        model: AnyHypervisor = SECTIONS[chosen](**self.values[chosen])
+        return model
 
     def _foreign(
         self, source: str, section: str, name: str, value: object, known: list[str]
@@ -130,6 +158,7 @@ def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict
         nested = table.items() if name in _NESTED and isinstance(table, dict) else [("", table)]
         for second, inner in nested:
             section = f"{name}.{second}" if second else name
+            section = SECTION_ALIASES.get(section, section)
             if section not in SECTIONS and section not in SECTIONS_NOT_YET:
                 meant = _meant(section, sorted(SECTIONS))
                 raise ConfigError(f"{source}: {section} is not a section{meant}")
@@ -138,7 +167,8 @@ def _sections(source: str, document: dict[str, Any]) -> Iterator[tuple[str, dict
             yield section, inner
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raise ConfigError when values of a configuration contradict each other."""
     vm = config.hypervisor
     for low, high, unit in (
         ("default_vcpus", "default_maxvcpus", "vCPUs"),
@@ -146,9 +176,9 @@ def _check(config: Config) -> None:
     ):
         least, most = getattr(vm, low), getattr(vm, high)
         if most and least > most:
-            source = config.origins[f"hypervisor.qemu.{high}"]
+            source = config.origins[f"{vm.section}.{high}"]
             accepts = f"0 for the host's, or at least {low}, which is {least:g} {unit}"
-            raise _wrong(source, "hypervisor.qemu", high, most, accepts)
+            raise _wrong(source, vm.section, high, most, accepts)
 
 
 def _wrong(source: str, section: str, name: str, value: object, accepts: str) -> ConfigError:
@@ -221,16 +251,29 @@ def _parse(source: str, data: bytes) -> dict[str, Any]:
         raise ConfigError(f"{source}: not a configuration: nested too deeply") from None
 
 
-def _decode_options(options: tuple[str, bytes] | None, warnings: list[str]) -> tuple[str, bytes]:
+def check_option_type(type_url: str) -> str:
+    """Return the message name of a runtime option, "" for none.
+
+    Raises ConfigError for a type that means nothing here: whoever set it expects
+    something of it.
+    """
+    name = type_url.rsplit("/", 1)[-1]
+    # An Any without a type is how "no options" looks from some clients.
+    if name in ("", _RUNC_OPTIONS, *_OPTIONS):
+        return name
+    raise ConfigError(
+        f"runtime option of type {type_url!r}: accepted is {_OPTIONS[0]} "
+        f"(ConfigPath, config_body), and {_RUNC_OPTIONS}"
+    )
+
+
+def _decode_options(options: tuple[str, bytes] | None) -> tuple[str, bytes]:
     """Return config_path and config_body of the runtime option, "" and b"" without them."""
     if options is None:
         return "", b""
     type_url, value = options
-    name = type_url.rsplit("/", 1)[-1]
-    if name not in (_OPTIONS, _OPTIONS_OLD):
-        # An Any without a type is how "no options" looks from some clients.
-        if name not in ("", _RUNC_OPTIONS):
-            warnings.append(f"runtime option of type {type_url!r} has no effect")
+    name = check_option_type(type_url)
+    if name not in _OPTIONS:
         return "", b""
     from protos import lite
     from protos.tables import containerd_runtime_options as tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,17 @@ def flag() -> Rule[bool]:
         raise Refused
 
     return Rule("true or false", convert)
+
+
+def only(value: bool, why: str) -> Rule[bool]:
+    """Accept one of the two flags; ``why`` the other can't be."""
+
+    def convert(given: object) -> bool:
+        if given is value:
+            return value
+        raise Refused
+
+    return Rule(f"{str(value).lower()} ({why})", convert)
 
 
 def integer(minimum: int, maximum: int, unit: str = "") -> Rule[int]:
@@ -106,6 +118,22 @@ def texts() -> Rule[tuple[str, ...]]:
         return lines
 
     return Rule("a list of texts, each one line and not empty", convert)
+
+
+def patterns() -> Rule[tuple[str, ...]]:
+    """Accept a list of regular expressions."""
+    lines = texts()
+
+    def convert(value: object) -> tuple[str, ...]:
+        found = lines.convert(value)
+        try:
+            for pattern in found:
+                re.compile(pattern)
+        except re.error:
+            raise Refused from None
+        return found
+
+    return Rule("a list of regular expressions", convert)
 
 
 def path() -> Rule[Path]:

@@ -8,14 +8,13 @@ Source: namespaces(7), setns(2), OCI runtime-spec ``linux.namespaces``.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from typing import Any
 
+from shim import syscalls
 from shim.errors import Internal, InvalidArgument
-
-CLONE_NEWNET = 0x40000000
+from shim.netlink import netns_id
 
 
 def open_netns(spec: dict[str, Any]) -> int | None:
@@ -32,29 +31,50 @@ def open_netns(spec: dict[str, Any]) -> int | None:
         InvalidArgument: the path is not a network namespace.
         Internal: the kernel refused a new one.
     """
-    namespaces = (spec.get("linux") or {}).get("namespaces") or []
-    wanted = next((entry for entry in namespaces if entry.get("type") == "network"), None)
+    wanted = _entry(spec)
     if wanted is None:
         return None
     path = wanted.get("path")
     if not path:
-        return _new_netns()
+        return new_netns()
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
         raise InvalidArgument(f"network namespace {path}: {err.strerror}") from err
 
 
-def _new_netns() -> int:
+def netns_path(spec: dict[str, Any]) -> str:
+    """Return the path of the namespace that a spec names, "" when it names none."""
+    wanted = _entry(spec)
+    return str(wanted.get("path") or "") if wanted else ""
+
+
+def is_hosts(netns: int) -> bool:
+    """Whether an open network namespace is the one this process is in, the host's."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return netns_id(own) == netns_id(netns)
+    finally:
+        os.close(own)
+
+
+def _entry(spec: dict[str, Any]) -> dict[str, Any] | None:
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return next((entry for entry in namespaces if entry.get("type") == "network"), None)
+
+
+def new_netns() -> int:
+    """Make a network namespace and return a descriptor of it, which the caller closes.
+
+    Raises:
+        Internal: the kernel refuses.
+    """
     made: list[int] = []
     failed: list[OSError] = []
 
     def make() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(CLONE_NEWNET) != 0:
-            failed.append(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
-            return
         try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
             made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as err:
             failed.append(err)

@@ -21,6 +21,11 @@ _FIXED_CHARACTER_DEVICES = frozenset(
     | {(10, minor) for minor in (200, 229, 232, 237)}  # tun fuse kvm loop-control
 )
 
+# Character majors below are assigned for good; those of 10 (misc) are so one by one, and
+# block majors name disks, which are others here.
+_FIXED_MAJORS = frozenset(range(234)) - {10}
+_WILDCARD = -1
+
 _ANY: dict[str, Any] = {"allow": True, "access": "rwm"}
 _DEFAULT_RULES: tuple[dict[str, Any], ...] = (
     {"allow": False, "access": "rwm"},
@@ -61,16 +66,32 @@ def guest_devices(
 
 
 def device_rules(
-    rules: Sequence[Mapping[str, Any]], devices: Iterable[Mapping[str, Any]]
+    rules: Sequence[Mapping[str, Any]],
+    devices: Iterable[Mapping[str, Any]],
+    *,
+    host_devices: Iterable[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Build the device rules: all allowed if the host's spec says so, else a default list.
+    """Build the device rules: those of the host's spec that mean something in the guest.
+
+    A rule about all devices stays as it is, one about a device that has a node in the
+    container gets the node's number in the guest, and one about numbers that Linux assigns
+    for good stays. The rest is about the host's own devices and goes. What every container
+    may use by default comes after them, unless everything is allowed.
 
     Args:
         rules: ``linux.resources.devices`` of the host's spec.
         devices: the nodes the container gets, from :func:`guest_devices`.
+        host_devices: ``linux.devices`` of the host's spec.
     """
     if rules and _allows_everything(rules[-1]):
         return [dict(_ANY)]
+    present = {device["path"]: device for device in devices if device.get("type") in ("c", "b")}
+    numbers = {
+        (device.get("type"), device.get("major"), device.get("minor")): present[device["path"]]
+        for device in host_devices
+        if device.get("path") in present
+    }
+    kept = [rule for rule in (_guest_rule(rule, numbers) for rule in rules) if rule is not None]
     own = (
         {
             "allow": True,
@@ -79,17 +100,41 @@ def device_rules(
             "minor": device["minor"],
             "access": "rwm",
         }
-        for device in devices
-        if device.get("type") in ("c", "b")
+        for device in present.values()
     )
-    return [*map(dict, _DEFAULT_RULES), *own]
+    return [dict(_DEFAULT_RULES[0]), *kept, *map(dict, _DEFAULT_RULES[1:]), *own]
+
+
+def is_privileged(linux: Mapping[str, Any]) -> bool:
+    """Whether a container is to have every device there is, as privileged ones are.
+
+    Its spec lists the host's nodes and allows all; here the guest's stand for them.
+
+    Args:
+        linux: the spec's ``linux`` section.
+    """
+    rules = linux.get("resources", {}).get("devices", ())
+    return bool(linux.get("devices")) and bool(rules) and _allows_everything(rules[-1])
+
+
+def _guest_rule(
+    rule: Mapping[str, Any], numbers: Mapping[tuple[Any, Any, Any], Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    kind = rule.get("type", "a")
+    major, minor = rule.get("major", _WILDCARD), rule.get("minor", _WILDCARD)
+    if kind == "a" or major == _WILDCARD:
+        return dict(rule)
+    if device := numbers.get((kind, major, minor)):
+        return {**rule, "major": device["major"], "minor": device["minor"]}
+    fixed = major in _FIXED_MAJORS or (major, minor) in _FIXED_CHARACTER_DEVICES
+    return dict(rule) if kind == "c" and fixed else None
 
 
 def _allows_everything(rule: Mapping[str, Any]) -> bool:
     return (
         bool(rule.get("allow"))
         and rule.get("type", "a") == "a"
-        and rule.get("major", -1) == -1
-        and rule.get("minor", -1) == -1
+        and rule.get("major", _WILDCARD) == _WILDCARD
+        and rule.get("minor", _WILDCARD) == _WILDCARD
         and set(rule.get("access", "rwm")) >= set("rwm")
     )

@@ -10,17 +10,19 @@ Source: OCI runtime-spec; reference kata-features.md O1 to O25; crun on cgroup v
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from shim.oci.devices import device_rules, guest_devices
+from shim.oci.devices import device_rules, guest_devices, is_privileged
 from shim.oci.mounts import GUEST_SHM, guest_mounts
-from shim.oci.resources import guest_resources
+from shim.oci.resources import GuestLimits, guest_resources
 
 CGROUP_PARENT = "/katapy"
 """Cgroup in the guest under which each container has its own."""
 VM_NETWORK = "/proc/1/ns/net"
 """The VM's network namespace, as a process in the guest sees it."""
+EVERY_DEVICE = "io.katapy.every-device"
+"""Annotation that has our agent give a container all of the guest's device nodes."""
 OCI_VERSION = "1.0.2"
 NOFILE_MAX = 1 << 20
 """The guest kernel's fs.nr_open; a higher hard limit on descriptors is EPERM."""
@@ -50,7 +52,8 @@ def guest_spec(
     annotations: Mapping[str, str] | None = None,
     terminal: bool | None = None,
     seccomp: bool = True,
-    hugepage_sizes: Collection[str] = (),
+    limits: GuestLimits | None = None,
+    cpus: str = "",
     network_path: str | None = VM_NETWORK,
     shm_path: str = GUEST_SHM,
 ) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def guest_spec(
         annotations: added to the spec's.
         terminal: what the request says, which wins over the spec; None keeps it.
         seccomp: keep the seccomp profile.
-        hugepage_sizes: page sizes (``2MB``) the guest has a hugetlb limit for.
+        limits: the limits this guest has.
+        cpus: the guest's CPUs that stand for the host's CPU set, empty for any.
         network_path: network namespace to join. It has to be in the spec for
             crun to accept ``net.`` sysctls; None leaves it out, as Kata's agent wants.
         shm_path: the pod's /dev/shm in the guest.
@@ -87,8 +91,13 @@ def guest_spec(
     guest_linux["namespaces"] = namespaces
     guest_linux["cgroupsPath"] = guest_cgroup(linux.get("cgroupsPath", ""), container_id)
     guest_linux["devices"] = kept_devices
-    guest_linux["resources"] = guest_resources(resources, hugepage_sizes=hugepage_sizes)
-    guest_linux["resources"]["devices"] = device_rules(resources.get("devices", ()), kept_devices)
+    guest_linux["resources"] = guest_resources(resources, limits=limits, cpus=cpus)
+    guest_linux["resources"]["devices"] = device_rules(
+        resources.get("devices", ()), kept_devices, host_devices=linux.get("devices", ())
+    )
+    own_annotations = {k: v for k, v in spec.get("annotations", {}).items() if k != EVERY_DEVICE}
+    if is_privileged(linux):
+        own_annotations[EVERY_DEVICE] = "true"
     if seccomp and "seccomp" in linux:
         # A listener is a socket of the host.
         guest_linux["seccomp"] = {
@@ -101,8 +110,11 @@ def guest_spec(
         "root": {**spec.get("root", {}), "path": rootfs_path},
         "mounts": guest_mounts(spec, mount_sources, shm=shm_path),
         "linux": guest_linux,
-        "annotations": {**spec.get("annotations", {}), **(annotations or {})},
+        "annotations": {**own_annotations, **(annotations or {})},
     }
+    # The others are the host's.
+    if "startContainer" in spec.get("hooks", {}):
+        result["hooks"] = {"startContainer": spec["hooks"]["startContainer"]}
     if "process" in spec:
         result["process"] = guest_process(spec["process"], terminal=terminal)
     if any(namespace["type"] == "uts" for namespace in namespaces):

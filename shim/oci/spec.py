@@ -26,6 +26,13 @@ _SHAPE: dict[str, Any] = {
     },
     "root": {"path": str, "readonly": bool},
     "hostname": str,
+    "hooks": {
+        kind: [{"path": str, "args": [str], "env": [str], "timeout": int}]
+        for kind in (
+            *("prestart", "createRuntime", "createContainer"),
+            *("startContainer", "poststart", "poststop"),
+        )
+    },
     "mounts": [{"destination": str, "source": str, "type": str, "options": [str]}],
     "annotations": {},
     "linux": {

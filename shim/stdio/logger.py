@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import signal
+from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
@@ -30,6 +31,9 @@ TERM_GRACE = 12.0
 
 _FIRST_FREE_FD = 10
 
+Record = Callable[[int], Callable[[], None]]
+"""Puts a process on record; what it returns takes it off again."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +41,7 @@ class Logger:
     """A running logging program; make it with :func:`start_logger`."""
 
     def __init__(self, path: str, pid: int, stdout: PipeSink, stderr: PipeSink) -> None:
+        self.forget: Callable[[], None] | None = None
         self.path = path
         self.pid = pid
         self.stdout = stdout
@@ -68,18 +73,23 @@ class Logger:
             else:
                 _log.error("logger %s: process %d survives SIGKILL", self.path, self.pid)
         _reap(self._pidfd)
+        if self.forget is not None:
+            self.forget()
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = None
 
 
-async def start_logger(target: LoggerTarget, *, container_id: str, namespace: str) -> Logger:
+async def start_logger(
+    target: LoggerTarget, *, container_id: str, namespace: str, record: Record | None = None
+) -> Logger:
     """Start a logging program and wait until it is ready.
 
     Args:
         target: program and arguments.
         container_id: goes into its environment as CONTAINER_ID.
         namespace: goes into its environment as CONTAINER_NAMESPACE.
+        record: told of the process.
 
     Raises:
         InvalidArgument: it can't be executed, or ended without getting ready.
@@ -105,6 +115,8 @@ async def start_logger(target: LoggerTarget, *, container_id: str, namespace: st
             PipeSink(f"{target.path} stderr", stderr.write),
         )
         try:
+            if record is not None:
+                logger.forget = record(pid)
             await _wait_ready(target, ready.read)
         except BaseException:
             await logger.aclose()
@@ -136,7 +148,8 @@ def _spawn(target: LoggerTarget, environment: dict[str, str], fds: tuple[int, ..
     actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds, start=3)]
     command = (target.path, *target.arguments)
     try:
-        return os.posix_spawn(target.path, command, environment, file_actions=actions)
+        # In a session of its own, so that what it leaves behind is known for not ours.
+        return os.posix_spawn(target.path, command, environment, file_actions=actions, setsid=True)
     except OSError as error:
         raise InvalidArgument(f"logger {target.path}: {error.strerror}") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound
 from shim.stdio.frames import STDERR, STDOUT
-from shim.stdio.logger import Logger, start_logger
+from shim.stdio.logger import Logger, Record, start_logger
 from shim.stdio.pipes import FifoSource, FileSink, NullSink, PipeSink, Sink
 from shim.stdio.target import FileTarget, LoggerTarget, PathTarget, parse_stdin, parse_target
 
@@ -61,7 +61,14 @@ class Stdio:
 
 
 async def open_stdio(
-    stdin: str, stdout: str, stderr: str, terminal: bool, *, container_id: str, namespace: str
+    stdin: str,
+    stdout: str,
+    stderr: str,
+    terminal: bool,
+    *,
+    container_id: str,
+    namespace: str,
+    record: Record | None = None,
 ) -> Stdio:
     """Open what a Create or Exec request names, without waiting for any client.
 
@@ -74,6 +81,7 @@ async def open_stdio(
         terminal: the process has one stream for both outputs.
         container_id: for the environment of a logging program.
         namespace: containerd's, for the same.
+        record: told of the logging program's process.
 
     Raises:
         InvalidArgument: malformed, or a logging program that does not start.
@@ -104,7 +112,9 @@ async def open_stdio(
         if len(loggers) > 1:
             raise InvalidArgument("stdio: stdout and stderr must name the same logging program")
         for wanted in loggers:
-            logger = await start_logger(wanted, container_id=container_id, namespace=namespace)
+            logger = await start_logger(
+                wanted, container_id=container_id, namespace=namespace, record=record
+            )
             pipes = {STDOUT: logger.stdout, STDERR: logger.stderr}
             outputs.update(
                 {channel: pipes[channel] for channel, named in channels if named == wanted}

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from shim.errors import Internal, InvalidArgument
@@ -32,10 +31,14 @@ def idmapped(source: str, target: str, options: MountOptions, *, recursive: bool
 
 
 @contextlib.contextmanager
-def idmapped_layers(options: MountOptions) -> Iterator[Sequence[str]]:
+def idmapped_layers(options: MountOptions, scratch: str) -> Iterator[Sequence[str]]:
     """Yield overlay data whose lower layers are idmapped, as is if there are no maps.
 
     The layers' mounts are needed only while the overlay is made.
+
+    Args:
+        options: of the overlay.
+        scratch: path of a directory to be made for them, and removed again.
 
     Raises:
         InvalidArgument, Internal: as :func:`idmapped`.
@@ -43,7 +46,7 @@ def idmapped_layers(options: MountOptions) -> Iterator[Sequence[str]]:
     if not (options.uid_map or options.gid_map):
         yield options.data
         return
-    scratch = tempfile.mkdtemp(prefix="katapy-idmap-")
+    os.mkdir(scratch, 0o700)
     layers = split_layers(option_values(options.data)["lowerdir"])
     mounted: list[str] = []
     try:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -72,11 +74,29 @@ async def mount(
         Internal: the host refuses.
     """
     options = parse_options(entry.options)
+    if not (entry.type == "overlay" and (options.uid_map or options.gid_map)):
+        scratch, noted = "", None
+    else:
+        scratch = f"{tempfile.gettempdir()}/katapy-idmap-{secrets.token_hex(8)}"
+        noted = recorder.add("dir", path=scratch, tree=True)
 
     def call() -> None:
-        _mount(entry, options, target)
+        _mount(entry, options, target, scratch)
 
-    return await _recorded(call, target, recorder, timeout, f"mount at {target}")
+    try:
+        note = await _recorded(call, target, recorder, timeout, f"mount at {target}")
+    except (DeadlineExceeded, trio.Cancelled):
+        raise  # the thread goes on, and may need it yet
+    except BaseException:
+        _forget(recorder, noted)
+        raise
+    _forget(recorder, noted)
+    return note
+
+
+def _forget(recorder: Recorder, note: Any) -> None:
+    if note is not None:
+        recorder.remove(note)
 
 
 async def unmount(target: str, *, timeout: float = MOUNT_TIMEOUT) -> None:
@@ -144,10 +164,10 @@ async def _recorded(
     return note
 
 
-def _mount(entry: Mount, options: MountOptions, target: str) -> None:
+def _mount(entry: Mount, options: MountOptions, target: str, scratch: str) -> None:
     try:
         with _device(entry, options) as source:
-            _mount_source(entry, options, source, target)
+            _mount_source(entry, options, source, target, scratch)
             try:
                 _finish(options, target)
             except BaseException:
@@ -172,9 +192,11 @@ def _device(entry: Mount, options: MountOptions) -> Iterator[str]:
         os.close(device)
 
 
-def _mount_source(entry: Mount, options: MountOptions, source: str, target: str) -> None:
+def _mount_source(
+    entry: Mount, options: MountOptions, source: str, target: str, scratch: str
+) -> None:
     if entry.type == "overlay":
-        with idmapped_layers(options) as data:
+        with idmapped_layers(options, scratch) as data:
             directory, joined = compact(data)
             _in_directory(
                 directory,

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimpl
 from shim.storage.mounts import Recorder, bind, mount, unmount
 from shim.storage.options import Mount
 from shim.storage.rootfs import SharedRootfs
-from shim.storage.share_root import make_share_root
 
 GUEST_SHARE = "/run/kata-containers/shared/containers"
 """Where the guest mounts the share."""
@@ -72,10 +71,6 @@ class Share:
             Internal: the host refuses.
         """
         await self._building(self._own, self._prepare)
-
-    def adopt(self, made: Sequence[tuple[str, str, Any]]) -> None:
-        """Take over what :func:`~shim.storage.share_root.make_share_root` has made already."""
-        self._own.made += [_Made(*thing) for thing in made]
 
     async def add_rootfs(self, container_id: str, plan: SharedRootfs) -> str:
         """Mount a container's root file system; returns its path in the guest.
@@ -168,11 +163,13 @@ class Share:
         await self._undo(self._own)
 
     async def _prepare(self, made: _Contents) -> None:
-        things: list[tuple[str, str, Any]] = []
-        try:
-            make_share_root(self.root, self._recorder.add, things)
-        finally:
-            made.made += [_Made(*thing) for thing in things]
+        parent = os.path.dirname(self.root)
+        os.makedirs(parent, mode=0o711, exist_ok=True)
+        self._mkdir(made, self.root, "")
+        # Private first: its events are to reach the server, not the host.
+        await self._mount(
+            made, Mount("bind", self.root, "", ("bind", "rprivate", "rshared")), self.root, ""
+        )
 
     async def _building(self, contents: _Contents, build: Callable[[_Contents], Any]) -> None:
         """Run ``build``; what it made joins ``contents``, or is undone if it fails."""

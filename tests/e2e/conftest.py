@@ -173,7 +173,10 @@ def configured(runtime: Runtime, tmp_path: Path) -> Callable[[str], tuple[str, s
     def write(sections: str) -> tuple[str, str]:
         target = tmp_path / "katapy.toml"
         given = runtime.config.read_text() if runtime.config else ""
-        target.write_text(f"{given}\n{sections}\n")
+        target.write_text(given)
+        # A section that both have is no error in a drop-in.
+        (tmp_path / "config.d").mkdir()
+        (tmp_path / "config.d/test.toml").write_text(f"{sections}\n")
         return "--runtime-config-path", str(target)
 
     return write

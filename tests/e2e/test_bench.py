@@ -22,7 +22,7 @@ BOTH = {
 }  # fmt: skip
 KATAPY_ONLY = {
     "boot_init", "boot_agent", "guest_used", "vmm_pss", "guest_serving",
-    "stage_prelaunched", "stage_imported", "stage_agent", "stage_created",
+    "stage_imported", "stage_agent", "stage_created",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def snapshot(scope: Scope) -> Snapshot:
         "process": frozenset(_processes(scope)),
         "mount": frozenset(_mounts(scope)),
         "link": frozenset(os.listdir("/sys/class/net")),
-        "socket": frozenset(_sockets(scope)),
+        "socket": frozenset(sockets(scope, Path("/proc/net/unix").read_text(errors="replace"))),
         "cgroup": frozenset(_cgroups(scope)),
         "loop device": frozenset(_loops(scope)),
         "file": frozenset(_files(scope)),
@@ -91,10 +91,14 @@ def _mounts(scope: Scope) -> Iterable[str]:
                 yield f"{namespace} {line.split()[4]}"
 
 
-def _sockets(scope: Scope) -> Iterable[str]:
-    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+def sockets(scope: Scope, table: str) -> Iterable[str]:
+    """The paths of ours in what /proc/net/unix of a network namespace says."""
+    # The kernel's list has other mount namespaces' sockets too, under the same paths; one
+    # of ours without a file still has a process, which is told of as such.
+    for line in table.splitlines()[1:]:
         path = " ".join(line.split()[7:])
-        if path.startswith(_SOCKET_PREFIXES) or scope.token in path:
+        shared = path.startswith(_SOCKET_PREFIXES) and os.path.lexists(path)
+        if shared or scope.token in path:
             yield path
 
 
@@ -102,7 +106,7 @@ def _cgroups(scope: Scope) -> Iterable[str]:
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
         for name in names:
             path = os.path.join(folder, name)
-            if ("katapy" in path or scope.token in path) and name != scope.token:
+            if scope.token in path and name != scope.token:  # other runs have theirs
                 yield path
 
 

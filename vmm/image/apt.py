@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,11 @@ class Apt:
         directory: where downloads and apt's caches are kept.
         sources: lines for ``sources.list(5)`` that replace the host's own; ``update`` must
             be called before anything else then. Empty: the host's sources and lists.
+        architecture: Debian's name of another architecture than the host's, from the host's
+            sources; ``update`` must be called before anything else then.
     """
 
-    def __init__(self, directory: Path, sources: str = "") -> None:
+    def __init__(self, directory: Path, sources: str = "", architecture: str = "") -> None:
         self._archives = directory / "archives"
         self._archives.mkdir(parents=True, exist_ok=True)
         (directory / "partial").mkdir(exist_ok=True)
@@ -67,13 +70,16 @@ class Apt:
             "APT::Update::Post-Invoke-Success": "",
             "Acquire::Languages": "none",
         }
+        self._lists = directory / "lists"
+        if architecture:
+            settings |= {"APT::Architecture": architecture, "APT::Architectures": architecture}
+        if sources or architecture:
+            self._lists.mkdir(exist_ok=True)
+            settings["Dir::State::lists"] = self._lists
         if sources:
-            lists = directory / "lists"
-            lists.mkdir(exist_ok=True)
             source_list = directory / "sources.list"
             source_list.write_text(sources.rstrip() + "\n")
             settings |= {
-                "Dir::State::lists": lists,
                 "Dir::Etc::sourcelist": source_list,
                 "Dir::Etc::sourceparts": "-",
                 "Dir::Etc::preferences": "-",
@@ -81,9 +87,26 @@ class Apt:
             }
         self._options = [word for k, v in settings.items() for word in ("-o", f"{k}={v}")]
 
-    def update(self) -> None:
-        """Fetch the package lists of this view's own sources."""
-        run(["apt-get", *self._options, "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
+    def update(self, max_age: float = 0.0) -> None:
+        """Fetch the package lists of this view's own sources.
+
+        Args:
+            max_age: seconds that lists fetched before are good for.
+
+        Raises:
+            ImageError: not one of them can be fetched, nor was there one before. With
+                some missing, what can't be resolved without them says so later.
+        """
+        stamp = self._lists / ".updated"
+        if stamp.exists() and time.time() - stamp.stat().st_mtime < max_age:
+            return
+        try:
+            run(["apt-get", *self._options, "-q", "update"], timeout=_DOWNLOAD_TIMEOUT)
+        except ImageError:
+            if not any(self._lists.glob("*_Packages*")):
+                raise
+        else:
+            stamp.touch()
 
     def closure(self, names: Iterable[str]) -> list[Package]:
         """Return these packages and all they depend on, as for an empty system, sorted.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vmm import arch as arches
+from vmm.arch import Architecture
+from vmm.errors import InvalidConfig
 from vmm.image import debian, tuned
 from vmm.image.apt import Apt, Package
 from vmm.image.errors import ImageError
@@ -30,7 +32,8 @@ from vmm.image.store import (
 
 # The guest's Python is its release's own; the library comes in a package beside it.
 _PYTHON_METAPACKAGE, _PYTHON_PACKAGE = "python3-minimal", r"python3\.\d+-minimal"
-_PROGRAM_PACKAGES = ("crun", "busybox-static")
+_PROGRAM_PACKAGES = ("crun", "busybox-static", "iptables")
+_LISTS_AGE_S = 12 * 3600.0
 
 
 def _silent(_: str) -> None:
@@ -42,6 +45,7 @@ def build_image(
     cache_dir: Path = DEFAULT_CACHE,
     progress: Callable[[str], None] = _silent,
     *,
+    architecture: str = "",
     apt: Apt | None = None,
     sources: Mapping[str, bytes] | None = None,
 ) -> GuestImage:
@@ -52,6 +56,7 @@ def build_image(
             Debian's kernel source, which boots in half the time.
         cache_dir: images, packages and kernels are kept here.
         progress: told in a few words what is being done.
+        architecture: by any of its names; empty is the host's.
         apt: another package archive than the host's own.
         sources: other modules for the guest than our agent's, by path.
 
@@ -60,34 +65,46 @@ def build_image(
     """
     if kernel not in KINDS:
         raise ImageError(f"no kernel {kernel!r}: there are {', '.join(KINDS)}")
-    if os.uname().machine != "x86_64":
-        raise ImageError(f"guest images are built on x86_64 only, not on {os.uname().machine}")
+    try:
+        arch = arches.architecture(architecture)
+    except InvalidConfig as error:
+        raise ImageError(str(error)) from error
+    foreign = arch.name != arches.host_architecture()
+    if kernel == "tuned" and arch.name != "x86_64":
+        raise ImageError(f"the tuned kernel is for x86_64 only, not for {arch.name}")
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _locked(cache_dir / "lock", progress):
+        native = Apt(cache_dir / "apt")
+        if foreign and apt is None:
+            apt = Apt(cache_dir / f"apt-{arch.debian}", architecture=arch.debian)
+            progress(f"updating the package lists of {arch.debian}")
+            apt.update(max_age=_LISTS_AGE_S)
         return _build(
             kernel,
+            arch,
             cache_dir,
             progress,
-            apt or Apt(cache_dir / "apt"),
+            apt or native,
+            native if foreign else None,
             agent_sources() if sources is None else sources,
         )
 
 
 def _build(
     kind: KernelKind,
+    arch: Architecture,
     cache_dir: Path,
     progress: Callable[[str], None],
     apt: Apt,
+    native: Apt | None,
     sources: Mapping[str, bytes],
 ) -> GuestImage:
     progress("resolving packages")
-    python = apt.resolve(_PYTHON_METAPACKAGE, _PYTHON_PACKAGE)
-    library = f"lib{python.name.removesuffix('-minimal')}-stdlib"
-    packages = apt.closure([python.name, library, *_PROGRAM_PACKAGES])
-    kernel = debian.kernel_package(apt) if kind == "debian" else tuned.source_package(apt)
-    key = _key(kind, [*packages, kernel], sources)
+    packages = _root_packages(apt)
+    kernel = debian.kernel_package(apt, arch) if kind == "debian" else tuned.source_package(apt)
+    key = _key(f"{kind} {arch.name}", [*packages, kernel], sources)
 
-    directory = image_directory(cache_dir, kind, key)
+    directory = image_directory(cache_dir, kind, arch.name, key)
     if image := read_record(directory):
         progress(f"image {kind}-{key[:12]} is there already")
         # What was asked for last is what find_image gives.
@@ -104,10 +121,8 @@ def _build(
         progress(f"fetching {len(packages)} packages")
         debs = apt.fetch(packages)
         progress("putting the root file system together")
-        (work / "root").mkdir()
-        tree = RootTree(work / "root")
-        for deb in debs:
-            tree.add_package(deb)
+        tree = _tree(work / "root", debs)
+        tools = tree if native is None else _native_tools(native, packages, work / "tools")
         tree.add("etc/os-release", f"ID=katapy\nPRETTY_NAME=katapy guest {key[:12]}\n".encode())
         tree.add_agent(sources, data_file("init"))
 
@@ -119,8 +134,8 @@ def _build(
         else:
             progress(f"fetching {kernel}")
             (deb,) = apt.fetch([kernel])
-            ready = debian.prepare_kernel(deb, tree.busybox)
-            (finished / "vmlinux").write_bytes(ready.vmlinux)
+            ready = debian.prepare_kernel(deb, arch, tree.busybox)
+            (finished / "vmlinux").write_bytes(ready.kernel)
             initrd = finished / "initrd"
             initrd.write_bytes(ready.initrd)
             release = ready.release
@@ -128,10 +143,11 @@ def _build(
                 tree.add(path, data)
 
         progress("packing the root file system")
-        tree.complete()
+        tree.complete(tools)
         tree.pack(finished / "rootfs.erofs")
         image = GuestImage(
             kind=kind,
+            architecture=arch.name,
             kernel=finished / "vmlinux",
             initrd=initrd,
             rootfs=finished / "rootfs.erofs",
@@ -149,6 +165,44 @@ def _build(
     if made is None:
         raise ImageError(f"{directory}: the image just built isn't readable")
     return made
+
+
+def _root_packages(apt: Apt) -> list[Package]:
+    python = apt.resolve(_PYTHON_METAPACKAGE, _PYTHON_PACKAGE)
+    library = f"lib{python.name.removesuffix('-minimal')}-stdlib"
+    return apt.closure([python.name, library, *_PROGRAM_PACKAGES])
+
+
+def _tree(directory: Path, debs: Iterable[Path]) -> RootTree:
+    directory.mkdir()
+    tree = RootTree(directory)
+    for deb in debs:
+        tree.add_package(deb)
+    return tree
+
+
+def _native_tools(apt: Apt, packages: list[Package], directory: Path) -> RootTree:
+    """Return a tree of the host's architecture to complete a foreign one with.
+
+    Python's bytecode and busybox's applets depend on the version alone.
+
+    Raises:
+        ImageError: the archive has other versions for the host's architecture.
+    """
+    own = _root_packages(apt)
+    versions = {package.name: package.version for package in own}
+    for package in packages:
+        # A binary rebuild of one architecture (+b1) changes nothing of these.
+        source, _, _ = package.version.partition("+b")
+        if (
+            package.name.startswith(("python3.", "busybox"))
+            and source != (versions.get(package.name, "").partition("+b")[0])
+        ):
+            raise ImageError(
+                f"{package} of {package.architecture} has no match for the host's "
+                f"architecture, which has {versions.get(package.name) or 'none'}"
+            )
+    return _tree(directory, apt.fetch(own))
 
 
 def agent_key(sources: Mapping[str, bytes] | None = None) -> str:

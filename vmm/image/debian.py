@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.arch import Architecture
 from vmm.image.apt import Apt, Package, open_deb
 from vmm.image.cpio import CpioWriter
 from vmm.image.errors import ImageError
@@ -18,7 +19,6 @@ from vmm.image.modules import Module, ModuleSet, alias_table, dependency_table
 from vmm.image.sources import data_file
 from vmm.kernel import KernelError, extract_vmlinux
 
-METAPACKAGE = "linux-image-cloud-amd64"
 _REAL_PACKAGE = r"linux-image-\d.*"
 
 # cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG.
@@ -73,27 +73,28 @@ class DebianKernel:
 
     Args:
         release: as ``uname -r`` says it.
-        vmlinux: ELF image.
+        kernel: what the VMM starts: the ELF image on x86-64, elsewhere Debian's own file.
         initrd: initramfs, uncompressed (unpacking would cost more than reading).
         root_files: contents by absolute path.
     """
 
     release: str
-    vmlinux: bytes
+    kernel: bytes
     initrd: bytes
     root_files: Mapping[str, bytes]
 
 
-def kernel_package(apt: Apt) -> Package:
-    """Return the kernel package Debian's cloud metapackage stands for now."""
-    return apt.resolve(METAPACKAGE, _REAL_PACKAGE)
+def kernel_package(apt: Apt, arch: Architecture) -> Package:
+    """Return the kernel package that Debian's metapackage stands for now."""
+    return apt.resolve(arch.kernel_package, _REAL_PACKAGE)
 
 
-def prepare_kernel(deb: Path, busybox: bytes) -> DebianKernel:
+def prepare_kernel(deb: Path, arch: Architecture, busybox: bytes) -> DebianKernel:
     """Take a kernel package apart.
 
     Args:
         deb: the package's file.
+        arch: its architecture.
         busybox: a static busybox for the initramfs.
 
     Raises:
@@ -102,11 +103,11 @@ def prepare_kernel(deb: Path, busybox: bytes) -> DebianKernel:
     with open_deb(deb) as archive:
         release, image, modules = ModuleSet.from_package(archive)
     try:
-        vmlinux = extract_vmlinux(image)
+        kernel = extract_vmlinux(image) if arch.elf else image
     except KernelError as error:
         raise ImageError(f"{deb.name}: {error}") from error
     return DebianKernel(
-        release, vmlinux, _initramfs(modules, busybox), _root_files(release, modules)
+        release, kernel, _initramfs(modules, busybox), _root_files(release, modules)
     )
 
 

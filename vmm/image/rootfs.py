@@ -48,9 +48,14 @@ _ETC = {
     "etc/hostname": "guest\n",
     "etc/resolv.conf": "",
 }
-_PROGRAMS = re.compile(r"usr/bin/(python3\.\d+|crun|busybox)")
-_LIBRARIES = re.compile(r"usr/lib(64|/[\w-]+-linux-gnu)/[^/]+\.so[^/]*")
+_PROGRAMS = re.compile(
+    r"usr/bin/(python3\.\d+|crun|busybox)|usr/sbin/(xtables-nft-multi|ip6?tables-nft.*)"
+)
+# What iptables matches and does, opened by name when a rule asks for it.
+_XTABLES = re.compile(r"usr/lib/[\w-]+-linux-gnu/xtables/[^/]+\.so")
+_LIBRARIES = re.compile(r"usr/lib(64|/[\w-]+-linux-gnu)/[^/]+\.so[^/]*|usr/lib/ld[^/]*\.so\.\d")
 _PYTHON = re.compile(r"usr/lib/python3\.\d+/(?P<inside>.+)")
+_LOADERS = ("ld-linux", "ld64")
 # Python opens it when a thread ends, without naming it as needed.
 _OPENED_AT_RUN_TIME = ("libgcc_s.so.1",)
 _PYTHON_LEFT_OUT = re.compile(
@@ -125,15 +130,19 @@ class RootTree:
             self.add(f"{AGENT_HOME}/{path}", data)
         self.add("usr/sbin/init", init, 0o755)
 
-    def complete(self) -> None:
+    def complete(self, tools: RootTree) -> None:
         """Drop libraries nothing needs, link busybox's applets, compile the Python modules.
+
+        Args:
+            tools: a tree with the same Python and busybox that the host can run; this one,
+                unless it is of another architecture.
 
         Raises:
             ImageError: a library is needed that no package has, or the guest's Python fails.
         """
         self._sweep_libraries()
-        self._link_programs()
-        self._compile()
+        self._link_programs(tools)
+        self._compile(tools)
 
     def pack(self, target: Path) -> None:
         """Write the file system image.
@@ -159,8 +168,11 @@ class RootTree:
             for path in sorted((self._root / "usr").rglob("*.so*"))
             if _LIBRARIES.fullmatch(str(path.relative_to(self._root)))
         }
-        roots = [p for p in (self._root / "usr/bin").iterdir() if not p.is_symlink()]
-        roots += (self._root / "usr/lib").glob("python3.*/lib-dynload/*.so")
+        usr = self._root / "usr"
+        found = [*(usr / "bin").iterdir(), *(usr / "sbin").iterdir()]
+        found += (usr / "lib").glob("python3.*/lib-dynload/*.so")
+        found += (usr / "lib").glob("*/xtables/*.so")
+        roots = [path for path in found if not path.is_symlink()]
         wanted = {name for name in _OPENED_AT_RUN_TIME if name in libraries}
         pending = [*roots, *(libraries[name] for name in wanted)]
         while pending:
@@ -180,14 +192,14 @@ class RootTree:
             data = path.read_bytes()
             names = needed(data) if is_elf(data) else []
             if path.parent.name == "bin" and names:
-                names.append(next(n for n in libraries if n.startswith("ld-linux")))
+                names.append(next(n for n in libraries if n.startswith(_LOADERS)))
         missing = [name for name in names if name not in libraries]
         if missing:
             raise ImageError(f"{path.name} needs {', '.join(missing)}, which no package brought")
         return names
 
-    def _link_programs(self) -> None:
-        binary = self._root / "usr/bin/busybox"
+    def _link_programs(self, tools: RootTree) -> None:
+        binary = tools._root / "usr/bin/busybox"
         for applet in run([binary, "--list-full"], timeout=_TOOL_TIMEOUT).split():
             link = self._root / _merged_path(applet)
             if not link.exists() and not link.is_symlink() and link.parent.is_dir():
@@ -195,19 +207,19 @@ class RootTree:
         (python,) = (self._root / "usr/bin").glob("python3.*")
         (self._root / "usr/bin/python3").symlink_to(python.name)
 
-    def _compile(self) -> None:
+    def _compile(self, tools: RootTree) -> None:
         """Compile with the guest's own Python, which is not always the one we run under."""
-        (python,) = (self._root / "usr/bin").glob("python3.*")
         (library,) = (self._root / "usr/lib").glob("python3.*")
-        (loader,) = (self._root / "usr/lib64").glob("ld-linux-*.so.*")
-        (triplet,) = (self._root / "usr/lib").glob("*-linux-gnu")
+        (python,) = (tools._root / "usr/bin").glob("python3.*")
+        (triplet,) = (tools._root / "usr/lib").glob("*-linux-gnu")
+        loader = next(path for name in _LOADERS for path in triplet.glob(f"{name}*.so.*"))
         script = Path(__file__).with_name("data") / "compile.py"
         command: list[str | Path] = [loader, "--library-path", triplet, python, "-S", "-B"]
         run(
             [*command, script, self._root, library, self._root / AGENT_HOME],
             timeout=_TOOL_TIMEOUT,
             env={
-                "PYTHONHOME": str(self._root / "usr"),
+                "PYTHONHOME": str(tools._root / "usr"),
                 "PYTHONHASHSEED": "0",
                 "PYTHONPATH": "",
                 "PYTHONWARNINGS": "ignore",
@@ -223,4 +235,4 @@ def _merged_path(name: str) -> str:
 def _wanted(path: str) -> bool:
     if python := _PYTHON.fullmatch(path):
         return not _PYTHON_LEFT_OUT.fullmatch(python["inside"])
-    return bool(_PROGRAMS.fullmatch(path) or _LIBRARIES.fullmatch(path))
+    return any(kind.fullmatch(path) for kind in (_PROGRAMS, _LIBRARIES, _XTABLES))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vmm.arch import host_architecture
 from vmm.image.errors import ImageError
 
 KernelKind = Literal["debian", "tuned"]
@@ -23,7 +24,8 @@ class GuestImage:
 
     Args:
         kind: which kernel it has.
-        kernel: ELF image with a PVH entry.
+        architecture: of its programs and kernel, as ``uname -m`` says it.
+        kernel: ELF image with a PVH entry on x86-64, elsewhere what the firmware boots.
         initrd: initramfs, when the kernel needs one.
         rootfs: erofs image; the guest wants it, read-only, as its first virtio disk.
         kernel_args: what the image needs on the kernel's command line.
@@ -35,6 +37,7 @@ class GuestImage:
     """
 
     kind: KernelKind
+    architecture: str
     kernel: Path
     initrd: Path | None
     rootfs: Path
@@ -60,8 +63,15 @@ def list_images(cache_dir: Path = DEFAULT_CACHE) -> list[GuestImage]:
     return sorted(found, key=lambda image: image.built, reverse=True)
 
 
-def find_image(cache_dir: Path = DEFAULT_CACHE, kernel: KernelKind | None = None) -> GuestImage:
+def find_image(
+    cache_dir: Path = DEFAULT_CACHE, kernel: KernelKind | None = None, architecture: str = ""
+) -> GuestImage:
     """Return the last built image with this kernel; without one named, the last built of all.
+
+    Args:
+        cache_dir: where images are kept.
+        kernel: the kernel it has; None for whichever.
+        architecture: as ``uname -m`` says it; empty is the host's.
 
     Raises:
         ImageError: there is none; the text says how to build it.
@@ -69,16 +79,21 @@ def find_image(cache_dir: Path = DEFAULT_CACHE, kernel: KernelKind | None = None
     images = list_images(cache_dir)
     # The last built one has the agent of the present installation, whatever its kernel.
     for image in images:
-        if kernel in (None, image.kind):
+        if kernel in (None, image.kind) and image.architecture == (
+            architecture or host_architecture()
+        ):
             return image
     option = f" --kernel {kernel}" if kernel else ""
     what = f"guest image with the {kernel} kernel" if kernel else "guest image"
+    if architecture and architecture != host_architecture():
+        option += f" --arch {architecture}"
+        what = f"{architecture} {what}"
     raise ImageError(f"no {what} in {cache_dir}; build one with: katapy image build{option}")
 
 
-def image_directory(cache_dir: Path, kind: KernelKind, key: str) -> Path:
+def image_directory(cache_dir: Path, kind: KernelKind, architecture: str, key: str) -> Path:
     """Return where an image of this key is kept."""
-    return cache_dir / "images" / f"{kind}-{key[:20]}"
+    return cache_dir / "images" / f"{kind}-{architecture}-{key[:20]}"
 
 
 def write_record(directory: Path, image: GuestImage) -> None:

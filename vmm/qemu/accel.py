@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from vmm.arch import Architecture, host_architecture
 from vmm.errors import InvalidConfig
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,22 @@ class Accelerator:
     why_not_kvm: str = ""
 
 
-def choose(wanted: Literal["auto", "kvm", "tcg"]) -> Accelerator:
+def choose(wanted: Literal["auto", "kvm", "tcg"], arch: Architecture) -> Accelerator:
     """Return the accelerator for a VM; emulation instead of KVM is warned about once.
+
+    Args:
+        wanted: what is configured.
+        arch: the guest's architecture.
 
     Raises:
         InvalidConfig: KVM is wanted and does not work.
     """
     if wanted == "tcg":
         return Accelerator("tcg", "not wanted")
+    if arch.name != host_architecture():
+        if wanted == "kvm":
+            raise InvalidConfig(f"KVM can't run a {arch.name} guest on {host_architecture()}")
+        return Accelerator("tcg", f"a {arch.name} guest on {host_architecture()}")
     found = detect()
     if wanted == "kvm" and found.name != "kvm":
         raise InvalidConfig(f"KVM is configured but does not work here: {found.why_not_kvm}")

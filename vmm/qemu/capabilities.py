@@ -6,15 +6,18 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from vmm.hypervisor import Capabilities
-from vmm.qemu.command import hot_memory_bytes
+from vmm.qemu.memory import hot_memory_bytes
 from vmm.qemu.plan import MMIO_TRANSPORTS
-from vmm.spec import MIB, BalloonDevice, PanicDevice
+from vmm.spec import MIB, BalloonDevice, FsDevice, NinePDevice, PanicDevice
 
 if TYPE_CHECKING:
     from vmm.qemu.accel import Accelerator
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
 
+# QEMU can't migrate a shared file system, whose state is the host's.
+UNSAVED = (FsDevice, NinePDevice)
+NOT_SAVED = "a VM without shared directories"
 _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
 _PCI_COLD_SLOTS = 30
@@ -49,6 +52,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         balloon=bool(balloons),
         free_page_reporting=any(balloon.free_page_reporting for balloon in balloons),
         pause=True,
+        snapshot="none" if any(isinstance(d, UNSAVED) for d in spec.devices) else "full",
         vsock=_vsock(features),
         serial_agent=True,
         console=spec.console,
@@ -58,6 +62,12 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         reset_semantics="exit",
         guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
         acpi_shutdown=True,
+        pmem_cold=pci and "virtio-pmem-pci" in features.devices,
+        vfio_cold=pci and "vfio-pci" in features.devices,
+        vfio_hot=hot and "vfio-pci" in features.devices,
+        rate_limit="dynamic",
+        counters=True,
+        hugepages=True,
         rootless=True,
         seccomp=features.sandbox,
     )

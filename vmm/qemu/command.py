@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
 from vmm.errors import InvalidConfig
-from vmm.qemu.plan import AGENT_PORT_ID
-from vmm.spec import MIB, SerialDevice
+from vmm.qemu import memory
+from vmm.qemu.kernel_line import kernel_arguments
+from vmm.qemu.memory import memory_arguments, virtio_mem_arguments
+from vmm.qemu.plan import AGENT_PORT_ID, SCSI_ID
+from vmm.spec import MIB, BlockDevice, NinePDevice, PmemDevice, SerialDevice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,12 +21,6 @@ if TYPE_CHECKING:
     from vmm.qemu.plan import Plan
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
-
-MACHINES = ("q35", "microvm")
-MEMORY_BLOCK = 128 * MIB  # what the guest kernel adds at a time on x86
-DIMM_SLOTS = 16
-VIRTIO_MEM_ID = "vmem0"
-_MAX_ARGUMENT = 2047  # bytes of kernel command line on x86
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,6 @@ class Listeners:
         """Return every descriptor."""
         console = () if self.console is None else (self.console,)
         return (self.qmp, *console, *self.ports.values())
-
-
-def hot_memory_bytes(spec: VmSpec) -> int:
-    """Return the size of the hot-pluggable memory region, whole guest memory blocks."""
-    return -(-(spec.memory_limit - spec.memory_bytes) // MEMORY_BLOCK) * MEMORY_BLOCK
 
 
 def build(
@@ -81,15 +74,19 @@ def build(
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"),
         *_machine(spec, accelerator),
         *_cpus(spec, accelerator),
-        *_memory(spec),
+        *memory_arguments(spec),
         *_sandbox(spec, features),
+        *_user(spec, features),
+        *(["-action", "panic=pause"] if spec.panic_dump is not None else []),
+        *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
         *_console(listeners),
-        *_kernel(spec, accelerator, tsc_khz),
+        *kernel_arguments(spec, accelerator, tsc_khz),
+        *_iommu(spec),
         *_ports(plan),
         *_devices(plan, listeners),
-        *_virtio_mem(spec, plan),
+        *virtio_mem_arguments(spec, plan),
         *spec.extra_args,
     ]
 
@@ -100,8 +97,11 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
     Raises:
         InvalidConfig: it names what is missing or wrong.
     """
-    if spec.machine not in MACHINES:
-        raise InvalidConfig(f"machine {spec.machine}: known are {', '.join(MACHINES)}")
+    arch = architecture(spec.arch)
+    if spec.machine not in arch.machines:
+        raise InvalidConfig(
+            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
+        )
     if spec.machine not in features.machines:
         raise InvalidConfig(f"QEMU {features.version_text} has no machine type {spec.machine}")
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
@@ -109,69 +109,82 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
             raise InvalidConfig(f"{what}: no file at {path}")
     if spec.vcpus < 1 or spec.memory_bytes < MIB or spec.memory_bytes % MIB:
         raise InvalidConfig("a VM needs at least one CPU and whole MiB of memory")
+    memory.check(spec)
     if spec.sandbox_seccomp and not features.sandbox:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
+    if spec.iommu and spec.machine != "q35":
+        raise InvalidConfig(f"iommu: only q35 has one, not {spec.machine}")
+    for device in spec.devices:
+        if isinstance(device, NinePDevice) and spec.user is not None:
+            raise InvalidConfig(f"{device.id}: 9p needs a QEMU that runs as root")
+        if isinstance(device, BlockDevice) and device.bus == "scsi" and not spec.scsi:
+            raise InvalidConfig(f"{device.id}: a SCSI disk needs the spec's scsi")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
-    if spec.machine == "microvm" and grows:
-        raise InvalidConfig("microvm can't grow: max_vcpus and max_memory_bytes must be 0")
+    if spec.machine not in ("q35", "pc") and grows:
+        raise InvalidConfig(f"{spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0")
+
+
+_MACHINE_OPTIONS = {
+    "q35": "vmport=off,smbus=off,sata=off,usb=off",
+    "pc": "vmport=off,smbus=off,sata=off,usb=off",
+}
+
+
+def _has_nvdimm(spec: VmSpec) -> bool:
+    return any(isinstance(d, PmemDevice) and d.nvdimm for d in (spec.image, *spec.devices))
+
+
+def _iommu(spec: VmSpec) -> list[str]:
+    if not spec.iommu:
+        return []
+    # Before every other device, which it would not see; and each virtio device has to be
+    # told to use it.
+    return [
+        *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
+        *("-global", "virtio-device.iommu_platform=on"),
+    ]
 
 
 def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
     if spec.machine == "microvm":
         # Without qboot and with option ROMs off the kernel is never started.
-        options = "microvm,memory-backend=mem,x-option-roms=off,rtc=on,isa-serial=on"
+        options = "microvm,x-option-roms=off,rtc=on,isa-serial=on"
         machine = ["-M", options, "-bios", "qboot.rom"]
         machine += ["-global", "virtio-mmio.force-legacy=false"]
+    elif spec.machine == "virt":
+        machine = ["-M", "virt,gic-version=max"]
     else:
-        machine = ["-M", "q35,memory-backend=mem,vmport=off,smbus=off,sata=off,usb=off"]
+        machine = ["-M", f"{spec.machine},{_MACHINE_OPTIONS[spec.machine]}"]
+        if spec.machine != "virt":
+            machine[1] += ",nvdimm=on" if _has_nvdimm(spec) else ""
+    if not spec.numa:
+        machine[1] += ",memory-backend=mem"
+    if spec.iommu:
+        machine[1] += ",kernel-irqchip=split"
     accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
     return [*machine, "-accel", accel]
 
 
 def _cpus(spec: VmSpec, accelerator: Accelerator) -> list[str]:
-    model = spec.cpu_model or ("host" if accelerator.name == "kvm" else "max")
+    emulated = architecture(spec.arch).emulated_cpu
+    model = spec.cpu_model or ("host" if accelerator.name == "kvm" else emulated)
     limit = spec.vcpu_limit
     topology = f"cpus={spec.vcpus},maxcpus={limit},sockets=1,cores={limit},threads=1"
     return ["-cpu", model, "-smp", topology]
-
-
-def _memory(spec: VmSpec) -> list[str]:
-    size = f"size={spec.memory_bytes // MIB}M"
-    if hot := hot_memory_bytes(spec):
-        # Alignment of each DIMM may cost up to a GiB of address space.
-        spare = DIMM_SLOTS << 30 if spec.memory_hotplug == "dimm" else 0
-        maxmem = (spec.memory_bytes + hot + spare) // MIB
-        size += f",slots={DIMM_SLOTS},maxmem={maxmem}M"
-    return ["-m", size, "-object", _memory_object("mem", spec.memory_bytes, spec)]
-
-
-def memory_backend_type(spec: VmSpec) -> str:
-    """Return the QOM type of the objects that hold the guest's memory."""
-    return "memory-backend-memfd" if spec.needs_shared_memory else "memory-backend-ram"
-
-
-def _memory_object(name: str, size: int, spec: VmSpec, *, reserve: bool = True) -> str:
-    share = "on" if spec.needs_shared_memory else "off"
-    text = f"{memory_backend_type(spec)},id={name},size={size // MIB}M,share={share}"
-    return text if reserve else f"{text},reserve=off"
-
-
-def _virtio_mem(spec: VmSpec, plan: Plan) -> list[str]:
-    hot = hot_memory_bytes(spec)
-    if not hot or spec.memory_hotplug != "virtio-mem":
-        return []
-    slot = plan.take_slot(VIRTIO_MEM_ID)
-    device = f"virtio-mem-pci,id={VIRTIO_MEM_ID},memdev=hotmem,requested-size=0"
-    return [
-        *("-object", _memory_object("hotmem", hot, spec, reserve=False)),
-        *("-device", f"{device},bus=pcie.0,addr={slot:02x}"),
-    ]
 
 
 def _sandbox(spec: VmSpec, features: QemuFeatures) -> list[str]:
     if not spec.sandbox_seccomp:
         return ["-sandbox", "off"] if features.sandbox else []
     return ["-sandbox", "on,obsolete=deny,spawn=deny,resourcecontrol=deny"]
+
+
+def _user(spec: VmSpec, features: QemuFeatures) -> list[str]:
+    """Let QEMU give up root once it has opened all it needs at boot."""
+    if spec.user is None:
+        return []
+    user = ":".join(map(str, spec.user))
+    return ["-run-with", f"user={user}"] if features.run_with_user else ["-runas", user]
 
 
 def _listener(name: str, fd: int) -> list[str]:
@@ -190,48 +203,11 @@ def _console(listeners: Listeners) -> list[str]:
     return [*_listener("console", listeners.console), "-serial", "chardev:console"]
 
 
-def _kernel(spec: VmSpec, accelerator: Accelerator, tsc_khz: int) -> list[str]:
-    line = kernel_cmdline(spec, accelerator, tsc_khz)
-    if len(line.encode()) > _MAX_ARGUMENT:
-        raise InvalidConfig(f"the kernel command line is over {_MAX_ARGUMENT} bytes: {line}")
-    initrd = [] if spec.initrd is None else ["-initrd", str(spec.initrd)]
-    return ["-kernel", str(spec.kernel), *initrd, "-append", line]
-
-
-def kernel_cmdline(spec: VmSpec, accelerator: Accelerator, tsc_khz: int) -> str:
-    """Return the caller's kernel arguments and those the machine needs besides.
-
-    An argument that the caller gave is left as it is. What follows ``--`` goes to init.
-    """
-    kernel_part, dashes, init_part = f"{spec.cmdline} ".partition(" -- ")
-    words = kernel_part.split()
-    given = {word.partition("=")[0] for word in words}
-    wanted = {
-        # A reset ends the VM, so a panicked or rebooting guest must really reset.
-        "panic": "-1",
-        "reboot": "t",
-        "katapy.channel": spec.channel,
-    }
-    if spec.console:
-        wanted["console"] = "ttyS0"
-    if spec.image is not None:
-        wanted["root"] = "/dev/vda"
-    if accelerator.name == "tcg":
-        # Self-tests of every cipher take a third of a second under emulation.
-        wanted["cryptomgr.notests"] = ""
-        if tsc_khz:
-            wanted["tsc_early_khz"] = str(tsc_khz)
-    if hot_memory_bytes(spec):
-        wanted["memhp_default_state"] = "online_movable"  # so that it can be unplugged
-    words += [f"{k}={v}" if v else k for k, v in wanted.items() if k not in given]
-    if "root" not in given and spec.image is not None and not given & {"ro", "rw"}:
-        words.append("ro" if spec.image.read_only else "rw")
-    return " ".join(words) + (f"{dashes}{init_part}".rstrip() if dashes else "")
-
-
 def _ports(plan: Plan) -> list[str]:
     arguments: list[str] = []
     for number, port in enumerate(plan.ports, start=1):
+        if port.direct:
+            continue
         option = f"pcie-root-port,id={port.name},bus=pcie.0,chassis={number},slot={number}"
         option += f",addr={port.slot:02x}.{port.function:x}"
         if port.multifunction and port.function == 0:
@@ -242,6 +218,12 @@ def _ports(plan: Plan) -> list[str]:
 
 def _devices(plan: Plan, listeners: Listeners) -> list[str]:
     arguments: list[str] = []
+    if plan.scsi_slot:
+        arguments += [
+            "-device",
+            f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}"
+            + (",disable-legacy=on" if plan.iommu else ""),
+        ]
     controller_made = False
     for placed in plan.placed.values():
         if isinstance(placed.handle.device, SerialDevice):
@@ -257,7 +239,8 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
 
 def _serial_controller(plan: Plan) -> str:
     if plan.pci:
-        return f"virtio-serial-pci,id=vserial,bus=pcie.0,addr={plan.controller_slot:02x}"
+        option = f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
+        return f"{option},disable-legacy=on" if plan.iommu else option
     return "virtio-serial-device,id=vserial"
 
 
@@ -270,13 +253,4 @@ def serial_ids(plan: Plan) -> list[str]:
     ]
 
 
-__all__ = [
-    "AGENT_PORT_ID",
-    "Listeners",
-    "build",
-    "check",
-    "hot_memory_bytes",
-    "kernel_cmdline",
-    "memory_backend_type",
-    "serial_ids",
-]
+__all__ = ["AGENT_PORT_ID", "Listeners", "build", "check", "serial_ids"]

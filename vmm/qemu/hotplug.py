@@ -8,6 +8,7 @@ caller's deadline that is.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,7 +24,7 @@ from vmm.errors import (
 )
 from vmm.events import DeviceRemoved, DeviceRemoveFailed
 from vmm.qemu.plan import own_fds
-from vmm.spec import BlockDevice, FsDevice, NetDevice
+from vmm.spec import BlockDevice, FsDevice, NetDevice, VfioDevice, VhostUserBlockDevice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vmm.qemu.plan import Placed, Plan
     from vmm.qemu.qmp import QmpClient
     from vmm.qemu.qmp_codec import QmpEvent
+    from vmm.qemu.steps import Step
     from vmm.spec import AttachedDevice, Device
 
 logger = logging.getLogger(__name__)
@@ -148,6 +150,7 @@ class HotPlug:
         removals: unplug requests.
         capabilities: what this VM can do.
         publish: takes events.
+        rootless: QEMU may not open files of ours.
     """
 
     def __init__(
@@ -157,18 +160,25 @@ class HotPlug:
         removals: Removals,
         capabilities: Capabilities,
         publish: Callable[[Event], None],
+        *,
+        rootless: bool,
     ) -> None:
         self._qmp = qmp
         self._plan = plan
         self._removals = removals
         self._capabilities = capabilities
         self._publish = publish
+        self._rootless = rootless
 
     def require(self, device: Device) -> None:
         """Raise ``Unsupported`` unless this kind of device can be hot-plugged."""
         match device:
-            case BlockDevice():
+            case BlockDevice() | VhostUserBlockDevice():
                 self._capabilities.require("block_hot", "q35 with hotplug_slots")
+                if isinstance(device, VhostUserBlockDevice):
+                    self._capabilities.require("fs_hot", "q35 with shared_memory")
+            case VfioDevice():
+                self._capabilities.require("vfio_hot", "q35 with hotplug_slots")
             case NetDevice():
                 self._capabilities.require("net_hot", "q35 with hotplug_slots")
             case FsDevice():
@@ -193,7 +203,7 @@ class HotPlug:
                 names.append(await self._qmp.pass_fd(fd))  # noqa: PERF401 - undone one by one
             placed = self._plan.add_hot(device, tuple(names))
             for step in placed.recipe.steps:
-                await self._qmp.execute(step.command, step.arguments)
+                await self._take(step)
                 if step.undo is not None:
                     undo.insert(0, step.undo)
         except ApiError:
@@ -206,6 +216,27 @@ class HotPlug:
                 await self._roll_back([], names)
             raise
         return placed.handle
+
+    async def _take(self, step: Step) -> None:
+        arguments = step.arguments
+        if not self._rootless or arguments.get("driver") != "raw":
+            await self._qmp.execute(step.command, arguments)
+            return
+        # An image that this QEMU may not open itself: it gets the descriptor.
+        file = arguments["file"]
+        flags = os.O_RDONLY if arguments["read-only"] else os.O_RDWR
+        flags |= os.O_DIRECT if "cache" in file else 0
+        fd = os.open(file["filename"], flags | os.O_CLOEXEC)
+        try:
+            fdset = (await self._qmp.execute("add-fd", fds=(fd,)))["fdset-id"]
+        finally:
+            os.close(fd)
+        try:
+            opened = {**file, "filename": f"/dev/fdset/{fdset}"}
+            await self._qmp.execute(step.command, {**arguments, "file": opened})
+        finally:
+            # The disk has its own copy.
+            await self._qmp.execute("remove-fd", {"fdset-id": fdset})
 
     async def _roll_back(self, undo: list[tuple[str, dict[str, Any]]], names: list[str]) -> None:
         commands = [*undo, *(("closefd", {"fdname": name}) for name in names)]
@@ -235,15 +266,6 @@ class HotPlug:
                 await self._qmp.execute(command, arguments)
         finally:
             self._plan.release(placed)
-
-    async def resize_block(self, handle: AttachedDevice, size_bytes: int) -> None:
-        """See :meth:`vmm.hypervisor.Hypervisor.resize_block`."""
-        self._capabilities.require("block_resize")
-        placed = self._find(handle)
-        if not isinstance(placed.handle.device, BlockDevice):
-            raise Conflict(f"{handle.id} is not a disk")
-        node = f"{placed.recipe.name}-img"
-        await self._qmp.execute("block_resize", {"node-name": node, "size": size_bytes})
 
     def _find(self, handle: AttachedDevice) -> Placed:
         placed = self._plan.placed.get(handle.id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
 from vmm.qemu import accel, command, probe, tsc
 from vmm.qemu.plan import make_plan
 from vmm.sockets import listen
@@ -68,10 +69,12 @@ def launch(
         InvalidConfig: the spec is wrong, or QEMU can't run it.
         Conflict, LimitExceeded: its devices don't fit.
     """
-    program = probe.find_binary(binary)
+    arch = architecture(spec.arch)
+    program = probe.find_binary(arch, binary)
     features = probe.probe(program, cache_dir)
-    accelerator = accel.choose(spec.accel)
-    tsc_khz = tsc.host_tsc_khz(cache_dir) if accelerator.name == "tcg" else 0
+    accelerator = accel.choose(spec.accel, arch)
+    emulated_x86 = accelerator.name == "tcg" and arch.name == "x86_64"
+    tsc_khz = tsc.host_tsc_khz(cache_dir) if emulated_x86 else 0
     plan = make_plan(spec)
     serial_ids = command.serial_ids(plan)
     roles = [QMP, *([CONSOLE] if spec.console else []), *serial_ids]
@@ -99,11 +102,16 @@ def launch(
         )
         device_fds = [fd for placed in plan.placed.values() for fd in placed.fds]
         child = spawn(argv, pass_fds=(*listeners.all(), *device_fds), netns=spec.netns)
-        undo_on_error.callback(child.kill)
+        undo_on_error.callback(_end, child)
         if record is not None:
             record("process", child.pid)
         undo_on_error.pop_all()
     return Launched(child, sockets, plan, features, accelerator)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    with child:  # closes its output and waits for it
+        child.kill()
 
 
 def _unlink(path: Path) -> None:

@@ -6,47 +6,69 @@ without asking, and slots stay reserved until a device is really gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded
 from vmm.qemu import recipe
 from vmm.spec import (
     AttachedDevice,
+    BlockDevice,
     MmioIndex,
     NetDevice,
     PciPath,
+    ScsiAddress,
     SerialDevice,
     VsockDevice,
 )
 
 if TYPE_CHECKING:
-    from vmm.qemu.recipe import Recipe
+    from vmm.qemu.steps import Recipe
     from vmm.spec import Address, Device, VmSpec
 
 AGENT_PORT_ID = "agent"
 AGENT_PORT_NAME = "org.katapy.agent.0"
 _FIRST_PORT_SLOT = 0x10
 _LAST_SLOT = 0x1E  # 0x1f is the chipset's own
+_FIRST_PC_SLOT = 2  # the host bridge and the ISA bridge come before
+_PC_COLD_SLOTS = 12
 _PORT_SLOTS = _LAST_SLOT - _FIRST_PORT_SLOT + 1
 _FUNCTIONS = 8
+SCSI_ID = "scsi0"
+SCSI_TARGETS = 256
 MAX_PORTS = _PORT_SLOTS * _FUNCTIONS
 MMIO_TRANSPORTS = 24
 
 
 @dataclass(frozen=True)
 class Port:
-    """A root port: a place for one hot-plugged device."""
+    """A place for one hot-plugged device: a root port, or a slot of the root bus.
+
+    Args:
+        name: the bus the device is put on.
+        slot: of the port, or of the device itself.
+        function: of the port.
+        multifunction: whether the slot has several ports.
+        direct: it is a slot of the root bus, no port.
+    """
 
     name: str
     slot: int
-    function: int
-    multifunction: bool
+    function: int = 0
+    multifunction: bool = False
+    direct: bool = False
 
     @property
     def path(self) -> PciPath:
-        """Guest address of the device behind the port."""
+        """Guest address of the device."""
+        if self.direct:
+            return PciPath(((self.slot, 0),))
         return PciPath(((self.slot, self.function), (0, 0)))
+
+    @property
+    def addr(self) -> str:
+        """Slot of the device on its bus."""
+        return f"{self.slot:02x}" if self.direct else "00"
 
 
 @dataclass(frozen=True)
@@ -64,14 +86,20 @@ class Plan:
     """The devices of one VM and the places that are left.
 
     Args:
-        pci: PCI with root ports; else virtio-mmio without hot-plug.
+        pci: PCI; else virtio-mmio without hot-plug.
+        bus: the root bus.
+        iommu: devices of the root bus are behind an IOMMU, which old-style virtio is not.
     """
 
     pci: bool
     placed: dict[str, Placed] = field(default_factory=dict)
     ports: tuple[Port, ...] = ()
     free_ports: list[Port] = field(default_factory=list)
+    bus: str = "pcie.0"
+    iommu: bool = False
     controller_slot: int = 0
+    scsi_slot: int = 0
+    free_targets: list[int] = field(default_factory=list)
     _next_slot: int = 1
     _next_name: int = 0
 
@@ -112,10 +140,14 @@ class Plan:
             device, self.new_name(device), pci=self.pci, fds=tuple(str(fd) for fd in fds)
         )
         address: Address | None = None
-        if made.needs_slot:
+        if _is_scsi(device):
+            made, address = self._on_scsi(made, device)
+        elif made.needs_slot:
             slot = self.take_slot(device.id)
             if self.pci:
-                made = made.at("pcie.0", f"{slot:02x}")
+                made = made.at(self.bus, f"{slot:02x}")
+                if self.iommu:
+                    made = made.modern()
                 address = PciPath(((slot, 0),))
             else:
                 address = MmioIndex(slot - 1)
@@ -134,12 +166,18 @@ class Plan:
         """
         if device.id in self.placed:
             raise Conflict(f"the device id {device.id} is in use")
+        if _is_scsi(device):
+            made = recipe.build(device, self.new_name(device), pci=True)
+            made, address = self._on_scsi(made, device)
+            placed = Placed(AttachedDevice(device, address, hot=True), made)
+            self.placed[device.id] = placed
+            return placed
         if not self.free_ports:
             raise LimitExceeded(f"{device.id}: all {len(self.ports)} hot-plug ports are in use")
         made = recipe.build(device, self.new_name(device), pci=True, fds=fds)
         port = self.free_ports.pop(0)
         handle = AttachedDevice(device, port.path, hot=True)
-        placed = Placed(handle, made.at(port.name, "00"), port=port)
+        placed = Placed(handle, made.at(port.name, port.addr), port=port)
         self.placed[device.id] = placed
         return placed
 
@@ -149,6 +187,25 @@ class Plan:
             del self.placed[placed.handle.id]
             if placed.port is not None:
                 self.free_ports.append(placed.port)
+            if isinstance(placed.handle.address, ScsiAddress):
+                self.free_targets.append(placed.handle.address.target)
+
+    def _on_scsi(self, made: Recipe, device: Device) -> tuple[Recipe, ScsiAddress]:
+        if not self.scsi_slot:
+            raise InvalidConfig(f"{device.id}: the VM has no SCSI controller")
+        if not self.free_targets:
+            raise LimitExceeded(f"{device.id}: all {SCSI_TARGETS} SCSI targets are in use")
+        target = min(self.free_targets)
+        self.free_targets.remove(target)
+        *rest, front = made.steps
+        arguments = {**front.arguments, "scsi-id": target, "lun": 0}
+        return replace(made, steps=(*rest, replace(front, arguments=arguments))), ScsiAddress(
+            target, 0
+        )
+
+
+def _is_scsi(device: Device) -> bool:
+    return isinstance(device, BlockDevice) and device.bus == "scsi"
 
 
 def own_fds(device: Device) -> tuple[int, ...]:
@@ -170,14 +227,24 @@ def make_plan(spec: VmSpec) -> Plan:
         Conflict, LimitExceeded: see :meth:`Plan.add_cold`.
     """
     pci = spec.machine != "microvm"
-    plan = Plan(pci)
-    if pci:
+    plan = Plan(pci, iommu=spec.iommu)
+    if spec.machine == "pc":
+        plan.bus = "pci.0"
+        # ACPI hot-plug needs no ports there, and the chipset has the first slots.
+        plan.ports = _make_slots(plan.bus, spec.hotplug_slots)
+        plan._next_slot = _FIRST_PC_SLOT
+    elif pci:
         plan.ports = _make_ports(spec.hotplug_slots)
-        plan.free_ports = list(plan.ports)
+    plan.free_ports = list(plan.ports)
     if spec.image is not None:
         plan.add_cold(spec.image)  # first, so that the guest calls it vda
     if spec.channel == "serial" or any(isinstance(d, SerialDevice) for d in spec.devices):
         plan.controller_slot = plan.take_slot("virtio-serial")
+    if spec.scsi:
+        if not pci:
+            raise InvalidConfig(f"scsi: {spec.machine} has no PCI")
+        plan.scsi_slot = plan.take_slot("virtio-scsi")
+        plan.free_targets = list(range(SCSI_TARGETS))
     if spec.channel == "serial":
         plan.add_cold(SerialDevice(AGENT_PORT_ID, AGENT_PORT_NAME))
     elif not any(isinstance(device, VsockDevice) for device in spec.devices):
@@ -185,6 +252,13 @@ def make_plan(spec: VmSpec) -> Plan:
     for device in spec.devices:
         plan.add_cold(device)
     return plan
+
+
+def _make_slots(bus: str, count: int) -> tuple[Port, ...]:
+    limit = _LAST_SLOT - _FIRST_PC_SLOT - _PC_COLD_SLOTS
+    if not 0 <= count <= limit:
+        raise InvalidConfig(f"hotplug_slots: 0 to {limit} on pc, not {count}")
+    return tuple(Port(bus, _LAST_SLOT - count + 1 + index, direct=True) for index in range(count))
 
 
 def _make_ports(count: int) -> tuple[Port, ...]:

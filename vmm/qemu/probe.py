@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vmm.arch import MACHINES, Architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.qmp_codec import (
     Failure,
@@ -25,16 +26,18 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 5
 _MINIMUM = (7, 2, 0)
-_MACHINES = ("q35", "microvm")
 _DEVICES = (
     "pvpanic-pci",
     "vhost-user-fs-pci",
     "vhost-user-vsock-pci",
     "vhost-vsock-pci",
+    "vfio-pci",
+    "vhost-user-blk-pci",
     "virtio-9p-pci",
     "virtio-mem-pci",
+    "virtio-pmem-pci",
 )
 _NEEDED_ANSWERS = (
     "qmp_capabilities",
@@ -61,7 +64,7 @@ class QemuFeatures:
         machines: machine types of interest.
         devices: optional device types of interest.
         sandbox: built with seccomp.
-        run_with: has ``-run-with`` (older ones spell it ``-chroot``, ``-runas``).
+        run_with_user: ``-run-with`` takes a user (older ones spell it ``-runas``).
         migrate_file: can migrate to ``file:`` (older ones need ``fd:``).
         reconnect_ms: client sockets take ``reconnect-ms`` (older ones ``reconnect``).
         mem_unplug_error: reports DIMM refusals as ``MEM_UNPLUG_ERROR`` as well.
@@ -73,7 +76,7 @@ class QemuFeatures:
     machines: tuple[str, ...]
     devices: tuple[str, ...]
     sandbox: bool
-    run_with: bool
+    run_with_user: bool
     migrate_file: bool
     reconnect_ms: bool
     mem_unplug_error: bool
@@ -85,16 +88,17 @@ class QemuFeatures:
         return ".".join(map(str, self.version))
 
 
-def find_binary(configured: str | Path = "") -> Path:
+def find_binary(arch: Architecture, configured: str | Path = "") -> Path:
     """Return the QEMU program to use.
 
     Args:
-        configured: a path or a name to look up; empty takes the system's own.
+        arch: the guest's architecture.
+        configured: a path or a name to look up; empty takes the distribution's.
 
     Raises:
         InvalidConfig: there is none.
     """
-    name = str(configured) or f"qemu-system-{os.uname().machine}"
+    name = str(configured) or f"qemu-system-{arch.name}"
     found = shutil.which(name)
     if found is None:
         raise InvalidConfig(f"no QEMU program {name}; install qemu-system or configure its path")
@@ -160,10 +164,11 @@ def parse(output: bytes, source: str = "QEMU") -> QemuFeatures:
     return QemuFeatures(
         version=greeting.version,
         package=greeting.package,
-        machines=tuple(name for name in _MACHINES if name in machines),
+        machines=tuple(name for name in MACHINES if name in machines),
         devices=tuple(name for name in _DEVICES if name in replies),
         sandbox="sandbox" in options,
-        run_with="run-with" in options,
+        # The one thing QEMU can't be asked: it lists no parameters of this option.
+        run_with_user="run-with" in options and greeting.version >= (9, 1, 0),
         migrate_file=_has_file_transport(schema),
         reconnect_ms="reconnect-ms" in members,
         mem_unplug_error="MEM_UNPLUG_ERROR" in names,

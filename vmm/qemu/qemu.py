@@ -15,6 +15,7 @@ from vmm.background import Background
 from vmm.broadcast import Broadcast, Subscription
 from vmm.errors import (
     ChannelClosed,
+    Conflict,
     ControlTimeout,
     GuestTimeout,
     InvalidConfig,
@@ -38,13 +39,16 @@ from vmm.events import (
     telling_lines,
 )
 from vmm.process import LineTail, Process
-from vmm.qemu.capabilities import capabilities
+from vmm.qemu.capabilities import NOT_SAVED, UNSAVED, capabilities
+from vmm.qemu.disk_control import DiskControl
+from vmm.qemu.dump import dump_memory
 from vmm.qemu.exit import exit_reason
 from vmm.qemu.hotplug import HotPlug, Removals
 from vmm.qemu.launch import CONSOLE, DEFAULT_CACHE, QMP, launch
 from vmm.qemu.plan import AGENT_PORT_ID
 from vmm.qemu.qmp import QmpClient, QmpEvent, QmpProtocolError
 from vmm.qemu.resize import Resizer
+from vmm.qemu.snapshot import Snapshots
 from vmm.spec import VsockDevice
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ if TYPE_CHECKING:
 
     from vmm.hypervisor import Capabilities, Recorder, Resized
     from vmm.qemu.launch import Launched
-    from vmm.spec import AttachedDevice, Device, VmSpec
+    from vmm.spec import AttachedDevice, Device, RateLimit, VmSpec
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +105,17 @@ class QemuHypervisor:
         self._lifetime: AbstractAsyncContextManager[None] | None = None
         self._process: Process
         self._qmp: QmpClient
+        self._background: Background
         self._capabilities: Capabilities
         self._hotplug: HotPlug
+        self._disks: DiskControl
         self._resizer: Resizer
+        self._snapshots: Snapshots
         self._console_done = trio.Event()
         self._events_done = trio.Event()
         self._panicked = False
         self._shutdown_cause = ""
+        self._memory_is_saved = False
 
     # -- lifetime -------------------------------------------------------------------
 
@@ -142,7 +150,7 @@ class QemuHypervisor:
         self._process = Process(launched.child, lambda line: self._events.publish(VmmLog(line)))
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            background = Background(nursery)
+            background = self._background = Background(nursery)
             background.start_soon(self._process.watch)
             try:
                 await self._connect(launched, background)
@@ -172,8 +180,15 @@ class QemuHypervisor:
         await self._or_gone(self._qmp.negotiate, self.spec.spawn_timeout)
         removals = Removals(self._qmp, background)
         self._hotplug = HotPlug(
-            self._qmp, launched.plan, removals, self._capabilities, self._events.publish
+            self._qmp,
+            launched.plan,
+            removals,
+            self._capabilities,
+            self._events.publish,
+            rootless=self.spec.user is not None,
         )
+        self._disks = DiskControl(self._qmp, launched.plan, self._capabilities)
+        await self._disks.limit_as_specified(self.devices.values())
         self._resizer = Resizer(
             self._qmp,
             removals,
@@ -181,6 +196,7 @@ class QemuHypervisor:
             self._capabilities,
             emulated=launched.accelerator.name == "tcg",
         )
+        self._snapshots = Snapshots(self._qmp, self.spec, launched.features)
         self._set_state(VmState.SPAWNED)
 
     async def _tear_down(self, launched: Launched) -> None:
@@ -226,6 +242,8 @@ class QemuHypervisor:
             case "GUEST_PANICKED":
                 self._panicked = True
                 self._events.publish(GuestPanicked())
+                if self.spec.panic_dump is not None:
+                    self._background.start_soon(self._end_after_dump, self.spec.panic_dump)
             case "SHUTDOWN":
                 self._shutdown_cause = str(event.data.get("reason", ""))
                 if self._shutdown_cause == "guest-reset":
@@ -236,6 +254,11 @@ class QemuHypervisor:
                 self._events.publish(MemoryChanged(int(event.data["size"])))
             case "BALLOON_CHANGE":
                 self._events.publish(BalloonChanged(int(event.data["actual"])))
+
+    async def _end_after_dump(self, directory: Path) -> None:
+        # QEMU holds a panicked VM still for us, and would hold it for ever.
+        await dump_memory(self._qmp, directory, self.spec.name)
+        self._process.signal(signal.SIGKILL)
 
     async def _await_end(self) -> None:
         await self._process.exited.wait()
@@ -335,6 +358,8 @@ class QemuHypervisor:
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
+        if self.spec.restored:
+            raise InvalidState("the VM was made to be restored, not to boot")
         await self._execute("cont")
         self._set_state(VmState.RUNNING)
 
@@ -347,6 +372,8 @@ class QemuHypervisor:
     async def resume(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resume`."""
         self._need(VmState.PAUSED)
+        if self._memory_is_saved:
+            raise InvalidState("the memory file belongs to the snapshot now")
         await self._execute("cont")
         self._set_state(VmState.RUNNING)
 
@@ -385,7 +412,9 @@ class QemuHypervisor:
     async def attach(self, device: Device, timeout: float = 10.0) -> AttachedDevice:
         """See :meth:`vmm.hypervisor.Hypervisor.attach`."""
         self._need(*_LIVE)
-        return await self._or_gone(self._hotplug.attach, device, timeout)
+        handle = await self._or_gone(self._hotplug.attach, device, timeout)
+        await self._or_gone(self._disks.limit_as_specified, (handle,))
+        return handle
 
     async def detach(self, handle: AttachedDevice, timeout: float) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.detach`."""
@@ -395,7 +424,17 @@ class QemuHypervisor:
     async def resize_block(self, handle: AttachedDevice, size_bytes: int) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_block`."""
         self._need(*_LIVE)
-        await self._or_gone(self._hotplug.resize_block, handle, size_bytes)
+        await self._or_gone(self._disks.resize, handle, size_bytes)
+
+    async def set_rate_limit(self, handle: AttachedDevice, *limits: RateLimit | None) -> None:
+        """See :meth:`vmm.hypervisor.Hypervisor.set_rate_limit`."""
+        self._need(*_LIVE)
+        await self._or_gone(self._disks.limit, handle, *limits)
+
+    async def counters(self) -> dict[str, dict[str, int]]:
+        """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
+        self._need(*_LIVE)
+        return await self._or_gone(self._disks.counters)
 
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         """See :meth:`vmm.hypervisor.Hypervisor.resize_vcpus`."""
@@ -416,14 +455,21 @@ class QemuHypervisor:
     async def snapshot(self, target: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.snapshot`."""
         self._need(VmState.PAUSED)
-        self._capabilities.require("snapshot")
-        raise AssertionError(f"claimed but not made: snapshot to {target}")
+        self._capabilities.require("snapshot", NOT_SAVED)
+        for handle in self.devices.values():
+            if isinstance(handle.device, UNSAVED):
+                raise Conflict(f"{handle.id}: a shared directory can't be saved; detach it first")
+        await self._or_gone(self._snapshots.save, target)
+        self._memory_is_saved = self.spec.memory_file is not None
 
     async def restore(self, source: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.restore`."""
         self._need(VmState.SPAWNED)
-        self._capabilities.require("snapshot")
-        raise AssertionError(f"claimed but not made: restore from {source}")
+        self._capabilities.require("snapshot", NOT_SAVED)
+        if not self.spec.restored:
+            raise InvalidState("the VM was made to boot, not to be restored")
+        await self._or_gone(self._snapshots.load, source)
+        self._set_state(VmState.PAUSED)
 
     async def vcpu_threads(self) -> dict[int, int]:
         """See :meth:`vmm.hypervisor.Hypervisor.vcpu_threads`."""

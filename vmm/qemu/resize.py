@@ -10,7 +10,7 @@ import trio
 
 from vmm.errors import ApiError, GuestTimeout, InvalidConfig, LimitExceeded
 from vmm.hypervisor import Resized
-from vmm.qemu.command import VIRTIO_MEM_ID, memory_backend_type
+from vmm.qemu.memory import VIRTIO_MEM_ID, memory_backend_type
 
 if TYPE_CHECKING:
     from vmm.hypervisor import Capabilities

@@ -60,6 +60,7 @@ async def test_interface_routes_and_neighbours(agent: AgentProcess, guest: Guest
     assert [row["local"] for row in rows] == ["192.0.2.8"]
 
     routes = [
+        {"dest": "", "gateway": "198.51.100.9", "device": "eth0", "metric": 90},
         {"dest": "", "gateway": "198.51.100.1", "device": "eth0"},
         {"dest": "198.51.100.0/24", "device": "eth0", "source": "192.0.2.8"},
         {"dest": "2001:db8:1::/48", "gateway": "2001:db8::1", "device": "eth0", "family": 1},
@@ -71,9 +72,10 @@ async def test_interface_routes_and_neighbours(agent: AgentProcess, guest: Guest
         assert ("", "198.51.100.1", "eth0", "") in found
         assert ("198.51.100.0/24", "", "eth0", "192.0.2.8") in found
         assert ("2001:db8:1::/48", "2001:db8::1", "eth0", "") in found
-    kernel = {row["dst"]: row.get("gateway") for row in show(agent, "route")}
-    assert kernel["default"] == "198.51.100.1"
-    assert "198.51.100.0/24" in kernel
+    kernel = {(row["dst"], row.get("gateway"), row.get("metric")) for row in show(agent, "route")}
+    assert ("default", "198.51.100.1", None) in kernel
+    assert ("default", "198.51.100.9", 90) in kernel
+    assert ("198.51.100.0/24", None, None) in kernel
 
     await guest.agent.AddARPNeighbors(
         agent_pb2.AddARPNeighborsRequest(
@@ -95,6 +97,21 @@ async def test_interface_routes_and_neighbours(agent: AgentProcess, guest: Guest
 
     links = await guest.agent.ListInterfaces(agent_pb2.ListInterfacesRequest(), timeout=LIMIT)
     assert {"lo", "eth0"} <= {link.name for link in links.Interfaces}
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True])
+async def test_packet_filter(guest: Guest, is_ipv6: bool) -> None:
+    rules = b"*nat\n:MINE - [0:0]\n-A MINE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n"
+    put = agent_pb2.SetIPTablesRequest(is_ipv6=is_ipv6, data=rules)
+    told = await guest.agent.SetIPTables(put, timeout=LIMIT)
+    look = agent_pb2.GetIPTablesRequest(is_ipv6=is_ipv6)
+    there = await guest.agent.GetIPTables(look, timeout=LIMIT)
+    for data in (told.data, there.data):
+        assert b"-A MINE -p tcp -j REDIRECT --to-ports 15001" in data
+    put.data = b"*nat\nnonsense\nCOMMIT\n"
+    with pytest.raises(TtrpcError, match="exit code") as caught:
+        await guest.agent.SetIPTables(put, timeout=LIMIT)
+    assert caught.value.code == status.INVALID_ARGUMENT
 
 
 async def test_errors(guest: Guest) -> None:

@@ -223,3 +223,19 @@ async def test_the_host_goes_away_and_comes_back(guest: Guest, vm: Vm) -> None:
         with pytest.raises(TtrpcError):
             await second.wait("c", "nothing")
         await second.remove("c")
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True])
+async def test_packet_filter_of_the_image(vm: Vm, is_ipv6: bool) -> None:
+    rules = (
+        b"*nat\n:MESH - [0:0]\n-A PREROUTING -p tcp -j MESH\n"
+        b"-A MESH -p tcp -m multiport --dports 80,443 -m comment --comment mesh "
+        b"-j REDIRECT --to-ports 15001\nCOMMIT\n"
+    )
+    async with vm.connect() as guest:
+        put = agent_pb2.SetIPTablesRequest(is_ipv6=is_ipv6, data=rules)
+        await guest.agent.SetIPTables(put, timeout=LIMIT)
+        look = agent_pb2.GetIPTablesRequest(is_ipv6=is_ipv6)
+        there = await guest.agent.GetIPTables(look, timeout=LIMIT)
+    assert b"--dports 80,443" in there.data
+    assert b"--to-ports 15001" in there.data

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from shim.errors import DeadlineExceeded, InvalidArgument
+from shim.errors import DeadlineExceeded, Internal, InvalidArgument
 from shim.stdio import logger
 from shim.stdio.frames import STDERR, STDOUT
 from shim.stdio.relay import Relay
@@ -75,6 +76,34 @@ async def test_a_logger_gets_all_output_and_ends_with_it(
     given = {fd for fd in map(int, os.listdir("/proc/self/fd")) if _inheritable(fd)}
     assert {0, 1, 2, 3, 4, 5} <= got
     assert len(got - given - {0, 1, 2, 3, 4, 5}) <= 2
+
+
+async def test_a_logger_is_on_record_for_as_long_as_it_runs(program: Path, tmp_path: Path) -> None:
+    recorded: set[int] = set()
+
+    def record(pid: int) -> Callable[[], None]:
+        assert os.getsid(pid) == pid
+        recorded.add(pid)
+        return lambda: recorded.remove(pid)
+
+    uri = f"binary://{program}?out={tmp_path}"
+    stdio = await open_stdio("", uri, uri, False, container_id="c", namespace="n", record=record)
+    assert len(recorded) == 1
+    await stdio.aclose()
+    assert recorded == set()
+
+
+async def test_a_logger_that_can_not_be_recorded_is_ended(program: Path, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def record(pid: int) -> Callable[[], None]:
+        pids.append(pid)
+        raise Internal("the disk is full")
+
+    uri = f"binary://{program}?out={tmp_path}"
+    with pytest.raises(Internal):
+        await open_stdio("", uri, uri, False, container_id="c", namespace="n", record=record)
+    assert not os.path.exists(f"/proc/{pids[0]}")
 
 
 def _inheritable(fd: int) -> bool:

@@ -22,7 +22,8 @@ _BUSYBOX = Path("/bin/busybox")
 _META_PACKAGE = "linux-image-cloud-amd64"
 _MODULES = (
     "virtio_pci virtio_mmio virtio_blk virtio_net virtio_console virtio_balloon virtio-rng "
-    "virtio_mem virtiofs vmw_vsock_virtio_transport pvpanic-pci button"
+    "virtio_mem virtiofs vmw_vsock_virtio_transport pvpanic-pci button "
+    "virtio_scsi sd_mod virtio_pmem nfit nd_pmem"
 )
 COMMAND_PORT = "org.katapy.test.0"
 _END = "--end "
@@ -64,10 +65,11 @@ def build() -> GuestFiles:
     directory = _CACHE / package
     files = GuestFiles(directory / "vmlinuz", directory / "initrd")
     recipe = directory / "init"
-    if not (files.initrd.exists() and recipe.exists() and recipe.read_text() == _INIT):
+    text = f"{_INIT}# {_MODULES}\n"
+    if not (files.initrd.exists() and recipe.exists() and recipe.read_text() == text):
         directory.mkdir(parents=True, exist_ok=True)
         _build(package, directory, files)
-        recipe.write_text(_INIT)
+        recipe.write_text(text)
     return files
 
 

@@ -34,9 +34,9 @@ NO_METHOD = {
     *("transport", "max_vcpus", "max_devices", "ninep", "fs_share", "mem_granule", "mem_max"),
     *("multi_queue", "nic_by_fd", "free_page_reporting", "restore_overrides", "lazy_restore"),
     *("vsock", "serial_agent", "console", "initrd", "firmware", "pmem_cold", "vfio_cold"),
-    *("pmem_hot", "vfio_hot", "rate_limit", "hugepages", "guest_rescan_needed"),
+    *("pmem_hot", "vfio_hot", "hugepages", "guest_rescan_needed"),
     *("guest_remove_first", "event_stream", "reset_semantics", "guest_panic_event"),
-    *("acpi_shutdown", "jail", "rootless", "seccomp", "live_migration"),
+    *("acpi_shutdown", "jail", "rootless", "seccomp", "live_migration", "vmm", "why_not"),
 }
 
 Call = Callable[[], Awaitable[object]]
@@ -50,6 +50,9 @@ def calls(vm: QemuHypervisor, disk: Path, target: Path, socket: Path) -> dict[st
         await vm.resume()
 
     async def snapshot() -> None:
+        target.mkdir(exist_ok=True)
+        if share := vm.devices.get("fs"):
+            await vm.detach(share, 10)
         await vm.pause()
         try:
             await vm.snapshot(target)
@@ -68,6 +71,8 @@ def calls(vm: QemuHypervisor, disk: Path, target: Path, socket: Path) -> dict[st
         "balloon": lambda: vm.set_balloon(200 * MIB),
         "pause": pause,
         "snapshot": snapshot,
+        "rate_limit": lambda: vm.set_rate_limit(vm.devices["cold"], None),
+        "counters": vm.counters,
     }
 
 

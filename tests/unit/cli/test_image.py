@@ -7,6 +7,7 @@ import pytest
 
 from shim.cli.main import main
 from tests.unit.cli.test_vm import build
+from vmm.arch import host_architecture
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def test_list(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     image = build(tmp_path / "cache", "tuned", "ab" * 32)
     assert main(["image", "list", "--config", str(file)]) == 0
     heading, line = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["KIND", "KEY", "KERNEL", "SIZE", "BUILT", "DIRECTORY"]
-    assert line.split()[:3] == ["tuned", "ab" * 6, "6.1.0"]
+    assert heading.split() == ["KIND", "ARCH", "KEY", "KERNEL", "SIZE", "BUILT", "DIRECTORY"]
+    assert line.split()[:4] == ["tuned", host_architecture(), "ab" * 6, "6.1.0"]
     assert line.endswith(f"1970-01-01T00:00:02Z  {image.rootfs.parent}")
     assert main(["image", "list", "--json", "--config", str(file)]) == 0
     (said,) = json.loads(capsys.readouterr().out)

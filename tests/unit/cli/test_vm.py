@@ -10,7 +10,9 @@ import pytest
 
 from shim.cli import guest, vm
 from shim.cli.findings import Finding, Level
-from shim.config.model import Config, Katapy, Qemu
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
+from shim.config.model import Config, Katapy
+from vmm.arch import host_architecture
 from vmm.image.build import agent_key
 from vmm.image.store import GuestImage, image_directory, write_record
 from vmm.qemu import accel
@@ -31,10 +33,11 @@ def only(findings: Iterable[Finding]) -> Finding:
 
 def build(cache: Path, kind: Any, agent: str) -> GuestImage:
     """Put an image's files in place, as the builder does."""
-    directory = image_directory(cache, kind, agent * 2)
+    directory = image_directory(cache, kind, host_architecture(), agent * 2)
     directory.mkdir(parents=True)
     image = GuestImage(
         kind=kind,
+        architecture=host_architecture(),
         kernel=directory / "vmlinux",
         initrd=None,
         rootfs=directory / "rootfs.erofs",
@@ -61,12 +64,12 @@ def test_accelerator(tmp_path: Path) -> None:
 
 
 def test_qemu(tmp_path: Path) -> None:
-    first, *_ = vm.qemu(config(tmp_path))
+    first, *_ = vm.hypervisor(config(tmp_path))
     assert first.level is Level.OK
-    found = only(vm.qemu(config(tmp_path, path=tmp_path / "none")))
+    found = only(vm.hypervisor(config(tmp_path, path=tmp_path / "none")))
     assert found.level is Level.FAIL
     assert str(tmp_path / "none") in found.text
-    assert only(vm.qemu(config(tmp_path, path=Path("/bin/false")))).level is Level.FAIL
+    assert only(vm.hypervisor(config(tmp_path, path=Path("/bin/false")))).level is Level.FAIL
 
 
 @pytest.mark.parametrize(
@@ -142,3 +145,16 @@ def test_configured_kernel_and_image(tmp_path: Path) -> None:
     assert all(
         f.level is Level.OK for f in guest.guest(config(tmp_path, kernel=kernel, image=image))
     )
+
+
+def test_other_hypervisors(tmp_path: Path) -> None:
+    there = Config(hypervisor=Firecracker(path=Path("/bin/true")))
+    assert only(vm.hypervisor(there)).level is Level.OK
+    assert only(vm.shared_directories(there)).level is Level.OK
+    assert only(vm.channel(there)).level is Level.OK
+    missing = Config(hypervisor=CloudHypervisor(path=tmp_path / "none"))
+    found = only(vm.hypervisor(missing))
+    assert (found.level, str(tmp_path / "none") in found.text) == (Level.FAIL, True)
+    serial = Config(hypervisor=Firecracker(), katapy=Katapy(channel="serial", accelerator="tcg"))
+    assert only(vm.channel(serial)).level is Level.FAIL
+    assert any("emulation" in finding.text for finding in vm.hypervisor(serial))

@@ -6,8 +6,9 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from shim.config.hypervisors import HYPERVISORS
 from shim.config.load import load_config
-from shim.config.model import SECTIONS, Config
+from shim.config.model import SECTIONS, Config, Runtime
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy/config.toml"
@@ -22,11 +23,16 @@ def test_as_shipped_it_changes_nothing() -> None:
 
 def test_uncommented_it_states_every_key_and_its_default(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text(re.sub(r"^#(?=[\[a-z])", "", FILE.read_text(), flags=re.MULTILINE))
-    config = load_config(search=(file,), environ={})
-    assert set(config.origins) == EVERY_KEY
-    assert config == Config()
-    assert config.warnings == ()
+    text = re.sub(r"^#(?=[\[a-z])", "", FILE.read_text(), flags=re.MULTILINE)
+    for model in HYPERVISORS:
+        # Of the hypervisors' sections one applies.
+        named = f'hypervisor_name = "{model.name}"'
+        file.write_text(text.replace('hypervisor_name = ""', named))
+        config = load_config(search=(file,), environ={})
+        assert set(config.origins) == EVERY_KEY
+        runtime = Runtime(hypervisor_name=model.name)
+        assert config == Config(hypervisor=model(), runtime=runtime)
+        assert len(config.warnings) == len(HYPERVISORS) - 1
 
 
 def test_the_reference_describes_every_key() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.containerd import runc_options_pb2, runtime_options_pb2
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
 from shim.config.load import FILE_VARIABLE, OPTION_SOURCE, load_config
-from shim.config.model import Config, Qemu
+from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.ttrpc import status
 
@@ -26,6 +27,11 @@ def write(path: Path, text: str) -> Path:
 
 def load(*search: Path) -> Config:
     return load_config(search=search, environ={})
+
+
+def qemu(config: Config) -> Qemu:
+    assert isinstance(config.hypervisor, Qemu)
+    return config.hypervisor
 
 
 def test_no_file_at_all_gives_the_defaults(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_values_and_where_they_came_from(tmp_path: Path) -> None:
     config = load(file)
     assert config.hypervisor.default_memory == 512
     assert config.hypervisor.kernel == Path("/boot/vmlinux")
-    assert config.hypervisor.virtio_fs_extra_args == ("--announce-submounts",)
+    assert qemu(config).virtio_fs_extra_args == ("--announce-submounts",)
     assert config.agent.dial_timeout == 3
     assert config.runtime.disable_guest_seccomp
     assert config.katapy.channel == "vsock"
@@ -70,7 +76,7 @@ def test_drop_ins_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None
     write(tmp_path / "config.d/30.toml~", "not TOML")
     write(tmp_path / "config.d/.hidden.toml", "not TOML")
     config = load(main)
-    assert (config.hypervisor.default_memory, config.hypervisor.pcie_root_port) == (500, 3)
+    assert (config.hypervisor.default_memory, qemu(config).pcie_root_port) == (500, 3)
     assert config.sources == (str(main), str(first), str(tmp_path / "config.d/20-b.toml"))
 
 
@@ -99,7 +105,10 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
             '[hypervisor.qemu]\ndefault_memory = "lots"',
             ["[hypervisor.qemu] default_memory = 'lots'", "a whole number of MiB from 128"],
         ),
-        ('[katapy]\nchannel = "tcp"', ["[katapy] channel = 'tcp'", 'one of "serial", "vsock"']),
+        (
+            '[katapy]\nchannel = "tcp"',
+            ["[katapy] channel = 'tcp'", 'one of "auto", "serial", "vsock"'],
+        ),
         ("[hypervisor.qemu]\ndefault_memroy = 1", ["default_memroy", 'mean "default_memory"']),
         ("[hypervisor.qmeu]\npath = ''", ["hypervisor.qmeu", 'mean "hypervisor.qemu"']),
         ("[runtime.x]\ny = 1", ["[runtime] x is not a key"]),
@@ -173,22 +182,68 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
         enable_hugepages = false
         valid_hypervisor_paths = ["/usr/bin/qemu-system-x86_64"]
         [runtime]
-        internetworking_model = "macvtap"
-        [hypervisor.firecracker]
-        path = "/usr/bin/firecracker"
+        vfio_mode = "vfio"
+        [hypervisor.dragonball]
+        path = "/usr/bin/dragonball"
         """,
     )
     warnings = load(file).warnings
     assert [w.removeprefix(f"{file}: ") for w in warnings] == [
         "[hypervisor.qemu] enable_iommu has no effect",
-        "[hypervisor.firecracker] has no effect",
-        "[runtime] internetworking_model has no effect",
+        "[hypervisor.dragonball] has no effect",
+        "[runtime] vfio_mode has no effect",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[runtime]", Qemu()),
+        ("[hypervisor.firecracker]\ndefault_memory = 200", Firecracker(default_memory=200)),
+        ("[hypervisor.clh]\ndisable_seccomp = true", CloudHypervisor(disable_seccomp=True)),
+        ("[hypervisor.cloud-hypervisor]", CloudHypervisor()),
+        ("[runtime]\nhypervisor_name = 'cloud-hypervisor'", CloudHypervisor()),
+        ("[runtime]\nhypervisor_name = 'firecracker'\n[hypervisor.qemu]", Firecracker()),
+        (
+            "[hypervisor.qemu]\n[hypervisor.clh]\ndefault_memory = 300\n"
+            "[runtime]\nhypervisor_name = 'clh'",
+            CloudHypervisor(default_memory=300),
+        ),
+    ],
+)
+def test_which_hypervisor(tmp_path: Path, text: str, expected: object) -> None:
+    config = load(write(tmp_path / "config.toml", text))
+    assert config.hypervisor == expected
+    others = text.count("[hypervisor.") - text.count(f"[{config.hypervisor.section}]")
+    assert len(config.warnings) == others * ("hypervisor_name" in text)
+
+
+def test_two_hypervisors_and_no_word_which(tmp_path: Path) -> None:
+    write(tmp_path / "config.toml", "[hypervisor.qemu]\n")
+    over = write(tmp_path / "config.d/a.toml", "[hypervisor.firecracker]\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "config.toml")
+    for part in (str(over), "[hypervisor.firecracker], [hypervisor.qemu]", "hypervisor_name"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("block_device_cache_direct = true", "always uses the host's page cache"),
+        ("shared_fs = 'virtio-fs'", 'one of "auto", "none"'),
+        ("default_vcpus = 33", "from -1 to 32"),
+    ],
+)
+def test_what_firecracker_can_not(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path / "config.toml", f"[hypervisor.firecracker]\n{text}")
+    with pytest.raises(ConfigError, match=said):
+        load(file)
 
 
 def test_the_other_kata_runtime_s_name_of_a_key(tmp_path: Path) -> None:
     file = write(tmp_path / "config.toml", '[hypervisor.qemu]\nseccomp_sandbox = ""')
-    assert load(file).hypervisor.seccompsandbox == ""
+    assert qemu(load(file)).seccompsandbox == ""
 
 
 def option(path: str = "", body: str = "", name: str = "runtimeoptions.v1.Options") -> Any:
@@ -222,7 +277,7 @@ def test_runtime_option_with_a_body_goes_over_the_file(tmp_path: Path) -> None:
         tmp_path / "config.toml", "[hypervisor.qemu]\ndefault_memory=300\npcie_root_port=3"
     )
     config = load_config(option(body=body), search=(file,), environ={})
-    assert (config.hypervisor.default_memory, config.hypervisor.pcie_root_port) == (256, 3)
+    assert (config.hypervisor.default_memory, qemu(config).pcie_root_port) == (256, 3)
     assert config.sources == (str(file), OPTION_SOURCE)
     with pytest.raises(ConfigError, match=f"{OPTION_SOURCE}: nonsense is not a section"):
         load_config(option(body="nonsense = 1"), search=(), environ={})
@@ -242,9 +297,12 @@ def test_runtime_options_that_say_nothing() -> None:
         assert config.warnings == ()
 
 
-def test_runtime_option_of_an_unknown_type_gives_a_warning() -> None:
-    config = load_config(("example.v1.Options", b"\xff"), search=(), environ={})
-    assert config.warnings == ("runtime option of type 'example.v1.Options' has no effect",)
+def test_runtime_option_of_an_unknown_type_is_refused_with_what_is_accepted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(("type.googleapis.com/example.v1.Options", b"\xff"), search=(), environ={})
+    assert caught.value.code == status.INVALID_ARGUMENT
+    assert "'type.googleapis.com/example.v1.Options'" in str(caught.value)
+    assert "runtimeoptions.v1.Options" in str(caught.value)
 
 
 def test_runtime_option_that_is_no_message() -> None:
@@ -319,7 +377,7 @@ def test_loading_needs_no_third_party_module(tmp_path: Path) -> None:
         "config = load_config(search=(Path(sys.argv[1]),), environ={})\n"
         "assert config.hypervisor.default_memory == 512\n"
         "foreign = {m.split('.')[0] for m in sys.modules} - sys.stdlib_module_names\n"
-        "print(sorted(foreign - {'shim', 'protos', '__main__'}))\n"
+        "print(sorted(foreign - {'shim', 'protos', 'vmm', '__main__'}))\n"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", script, str(tmp_path / "config.toml")],

@@ -20,7 +20,7 @@ from vmm.image.store import (
 
 
 def put(cache: Path, kind: KernelKind, key: str, built: float) -> Path:
-    directory = image_directory(cache, kind, key)
+    directory = image_directory(cache, kind, "x86_64", key)
     directory.mkdir(parents=True)
     for name in ("vmlinux", "rootfs.erofs"):
         (directory / name).write_bytes(b"x")
@@ -28,6 +28,7 @@ def put(cache: Path, kind: KernelKind, key: str, built: float) -> Path:
         directory,
         GuestImage(
             kind=kind,
+            architecture="x86_64",
             kernel=directory / "vmlinux",
             initrd=None,
             rootfs=directory / "rootfs.erofs",

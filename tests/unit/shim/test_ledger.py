@@ -117,7 +117,7 @@ def test_entry_that_could_not_be_written_is_not_in_the_ledger(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(Internal, match="No space"):
                 ledger.add("file", path="/x")
         assert ledger.entries() == []
         assert Ledger.load(ledger.path).entries() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shim import process_table, sweeper, undo
-from shim.ledger import Entry, Ledger
+from shim.ledger import LOGGER_ROLE, Entry, Ledger
 from tests.support.waiting import eventually
 
 
@@ -55,6 +55,23 @@ def test_processes_end_by_identity_only(ledger: Ledger) -> None:
         assert other.poll() is None
     finally:
         for process in (ours, other):
+            process.kill()
+            process.wait()
+
+
+def test_a_logging_program_may_finish_what_it_has(ledger: Ledger, tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    ending = subprocess.Popen(["sh", "-c", f"sleep 0.2; echo done >{last}"])
+    staying = subprocess.Popen(["sleep", "1003"])
+    try:
+        for process in (ending, staying):
+            started = process_table.start_time(process.pid) or 0
+            ledger.add("process", pid=process.pid, start_time=started, role=LOGGER_ROLE)
+        assert sweeper.sweep(ledger, print) == []
+        assert (ending.wait(5), staying.wait(5)) == (0, -9)
+        assert last.read_text() == "done\n"
+    finally:
+        for process in (ending, staying):
             process.kill()
             process.wait()
 

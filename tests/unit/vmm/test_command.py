@@ -12,6 +12,7 @@ import pytest
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.qemu import command
 from vmm.qemu.accel import Accelerator
+from vmm.qemu.kernel_line import kernel_cmdline
 from vmm.qemu.plan import MAX_PORTS, make_plan
 from vmm.qemu.probe import QemuFeatures, parse
 from vmm.spec import (
@@ -62,6 +63,7 @@ class Line:
         *,
         accelerator: Accelerator = TCG,
         version: str = "7.2",
+        qemu: QemuFeatures | None = None,
         tsc_khz: int = 2_400_000,
     ) -> None:
         self.plan = make_plan(spec)
@@ -70,7 +72,7 @@ class Line:
             spec,
             self.plan,
             binary=Path("/usr/bin/qemu"),
-            features=features(version),
+            features=qemu or features(version),
             accelerator=accelerator,
             listeners=command.Listeners(10, 11 if spec.console else None, ports),
             tsc_khz=tsc_khz,
@@ -147,10 +149,19 @@ def test_microvm(spec: VmSpec, disk: BlockDevice) -> None:
     assert line.plan.placed["disk"].handle.address == MmioIndex(0)
 
 
+def test_arm(spec: VmSpec, disk: BlockDevice) -> None:
+    arm = replace(spec, arch="aarch64", machine="virt", image=disk, console=True)
+    line = Line(arm, qemu=replace(features(), machines=("virt",)), tsc_khz=0)
+    assert line.value("-M") == "virt,gic-version=max,memory-backend=mem"
+    assert line.value("-cpu") == "max,pauth-impdef=on"
+    assert "console=ttyAMA0" in line.value("-append").split()
+    assert line.device("virtio-blk-pci")["bus"] == "pcie.0"
+
+
 def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -> None:
     line = "console=hvc0 root=/dev/vdb rw panic=5 -- -I /agent.py"
     spec = replace(spec, image=replace(disk, read_only=True), cmdline=line)
-    result = command.kernel_cmdline(spec, KVM, 0)
+    result = kernel_cmdline(spec, KVM, 0)
     kernel, _, init = result.partition(" -- ")
     assert kernel.split() == [
         *("console=hvc0", "root=/dev/vdb", "rw", "panic=5"),
@@ -160,10 +171,10 @@ def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -
 
 
 def test_root_of_the_image(spec: VmSpec, disk: BlockDevice) -> None:
-    words = command.kernel_cmdline(replace(spec, image=disk), TCG, 0).split()
+    words = kernel_cmdline(replace(spec, image=disk), TCG, 0).split()
     assert {"root=/dev/vda", "rw", "cryptomgr.notests"} <= set(words)
     read_only = replace(spec, image=replace(disk, read_only=True))
-    assert command.kernel_cmdline(read_only, TCG, 0).split()[-1] == "ro"
+    assert kernel_cmdline(read_only, TCG, 0).split()[-1] == "ro"
 
 
 def test_too_long_kernel_line(spec: VmSpec) -> None:
@@ -294,7 +305,7 @@ def test_room_to_grow(spec: VmSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"machine": "pc"}, "known are q35, microvm"),
+        ({"machine": "virt"}, "known for x86_64 are q35, microvm, pc"),
         ({"vcpus": 0}, "at least one CPU"),
         ({"memory_bytes": 1000}, "whole MiB"),
         ({"kernel": Path("/nonexistent")}, "kernel: no file at /nonexistent"),

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from vmm import virtiofsd
+from vmm.arch import architecture, host_architecture
 from vmm.broadcast import Broadcast
 from vmm.errors import InvalidConfig, Unsupported
 from vmm.events import ExitCause
@@ -97,13 +98,28 @@ def test_kvm_needs_the_cpu_flag(tmp_path: Path) -> None:
 
 def test_accelerator_choice() -> None:
     found = accel.detect()
-    assert accel.choose("auto") is found
-    assert accel.choose("tcg").name == "tcg"
+    assert accel.choose("auto", architecture()) is found
+    assert accel.choose("tcg", architecture()).name == "tcg"
     if found.name == "kvm":
-        assert accel.choose("kvm") is found
+        assert accel.choose("kvm", architecture()) is found
     else:
         with pytest.raises(InvalidConfig, match="KVM is configured but does not work here"):
-            accel.choose("kvm")
+            accel.choose("kvm", architecture())
+
+
+def test_another_architecture_is_emulated() -> None:
+    other = "aarch64" if host_architecture() != "aarch64" else "x86_64"
+    assert accel.choose("auto", architecture(other)).name == "tcg"
+    with pytest.raises(InvalidConfig, match=f"can't run a {other} guest"):
+        accel.choose("kvm", architecture(other))
+
+
+def test_architectures_go_by_any_of_their_names() -> None:
+    assert architecture("arm64") is architecture("aarch64")
+    assert architecture("amd64") is architecture("x86_64")
+    assert architecture().name == host_architecture()
+    with pytest.raises(InvalidConfig, match="known are x86_64, aarch64"):
+        architecture("pdp11")
 
 
 def test_counter_rate(tmp_path: Path) -> None:
@@ -148,6 +164,20 @@ def test_virtiofsd_commands() -> None:
     assert "--fd=7" in c
     settings = [b for a, b in itertools.pairwise(c) if a == "-o"]
     assert {"source=/a\\,b", "cache=none", "no_xattr", "announce_submounts"} <= set(settings)
+
+
+def test_arguments_for_virtiofsd_replace_ours_of_the_same_name() -> None:
+    # As in Kata's configuration files.
+    options = virtiofsd.ShareOptions(
+        extra=("--thread-pool-size=4", "--announce-submounts", "--log-level=warn")
+    )
+    rust = virtiofsd.build_command(Path("/v"), "rust", 7, Path("/a"), options)
+    assert [a for a in rust if a.startswith("--thread")] == ["--thread-pool-size=4"]
+    assert rust.count("--announce-submounts") == 1
+    assert rust[-1] == "--log-level=warn"
+    c = virtiofsd.build_command(Path("/v"), "c", 7, Path("/a"), options)
+    assert "--announce-submounts" not in c
+    assert c[-2:] == ["--thread-pool-size=4", "--log-level=warn"]
 
 
 def test_listening_sockets(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.arch import architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu.probe import find_binary, parse, probe
 
@@ -12,7 +13,14 @@ RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.mark.parametrize(
-    ("version", "run_with", "migrate_file", "reconnect_ms", "mem_unplug_error", "monitor_object"),
+    (
+        "version",
+        "run_with_user",
+        "migrate_file",
+        "reconnect_ms",
+        "mem_unplug_error",
+        "monitor_object",
+    ),
     [
         ("7.2", False, False, False, True, False),
         ("10.0", True, True, True, False, False),
@@ -21,7 +29,7 @@ RECORDED = Path(__file__).parent / "recorded"
 )
 def test_versions(
     version: str,
-    run_with: bool,
+    run_with_user: bool,
     migrate_file: bool,
     reconnect_ms: bool,
     mem_unplug_error: bool,
@@ -32,7 +40,7 @@ def test_versions(
     assert features.machines == ("q35", "microvm")
     assert "virtio-mem-pci" in features.devices
     assert features.sandbox
-    assert features.run_with is run_with
+    assert features.run_with_user is run_with_user
     assert features.migrate_file is migrate_file
     assert features.reconnect_ms is reconnect_ms
     assert features.mem_unplug_error is mem_unplug_error
@@ -78,7 +86,7 @@ def test_programs_that_fail(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="exit code 3: broken library"):
         probe(program)
     with pytest.raises(InvalidConfig, match="no QEMU program nonesuch"):
-        find_binary("nonesuch")
+        find_binary(architecture(), "nonesuch")
     program.write_text("no program")
     with pytest.raises(InvalidConfig, match="can't run"):
         probe(program)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.oci.guest_spec import guest_cgroup, guest_process, guest_spec
+from shim.oci.guest_spec import EVERY_DEVICE, guest_cgroup, guest_process, guest_spec
 from shim.oci.mounts import GUEST_SHM, host_mounts
-from shim.oci.resources import guest_resources
+from shim.oci.resources import GuestLimits, guest_resources
 from tests.unit.shim.oci.specs import cri_container
 
 SOURCES = {5: "/shared/c1-0-etc-hosts", 7: "/shared/c1-1-data"}
@@ -130,18 +130,49 @@ def test_host_devices_are_dropped_fixed_ones_kept_attached_ones_renumbered() -> 
     assert {"allow": True, "type": "b", "major": 254, "minor": 16, "access": "rwm"} in rules
 
 
+def test_device_rules_of_the_spec() -> None:
+    spec = cri_container()
+
+    def rule(kind: str, major: int, minor: int, *, allow: bool = True) -> dict[str, Any]:
+        return {"allow": allow, "type": kind, "major": major, "minor": minor, "access": "rw"}
+
+    everything = {"allow": False, "access": "rwm"}
+    asked = [
+        everything,
+        rule("c", -1, -1, allow=False),
+        rule("c", 42, -1),
+        rule("c", 10, 200),
+        rule("c", 10, 57),  # a misc device's number is as the host's kernel came to it
+        rule("b", 253, 7),  # /dev/xvda
+        rule("b", 8, 0),
+        rule("c", 511, 0),
+    ]
+    spec["linux"]["resources"]["devices"] = asked
+    result = build(spec, devices={"/dev/xvda": (254, 16)})["linux"]["resources"]["devices"]
+    assert result[:6] == [everything, everything, *asked[1:4], rule("b", 254, 16)]
+    assert {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"} in result[6:]
+    assert not {8, 511} & {one.get("major") for one in result}
+
+
 def test_a_privileged_container_may_use_every_device() -> None:
     spec = cri_container()
     spec["linux"]["resources"]["devices"].append({"allow": True, "access": "rwm"})
-    assert build(spec)["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    result = build(spec)
+    assert result["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    assert result["annotations"][EVERY_DEVICE] == "true"
+    assert EVERY_DEVICE not in build()["annotations"]
+    spec = cri_container()
+    spec["annotations"][EVERY_DEVICE] = "true"  # not for a client to say
+    assert EVERY_DEVICE not in build(spec)["annotations"]
 
 
 def test_resources_that_mean_the_same_in_the_guest_stay() -> None:
-    resources = build(hugepage_sizes=("2MB",))["linux"]["resources"]
+    limits = GuestLimits(("2MB",), io_weight=True)
+    resources = build(limits=limits, cpus="0-1")["linux"]["resources"]
     resources.pop("devices")
     assert resources == {
         "memory": {"limit": 1 << 28, "swap": 1 << 28},
-        "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+        "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0-1"},
         "pids": {"limit": 100},
         "blockIO": {"weight": 10},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
@@ -150,9 +181,23 @@ def test_resources_that_mean_the_same_in_the_guest_stay() -> None:
     assert guest_resources({}) == {}
 
 
+def test_limits_the_guest_lacks_are_dropped() -> None:
+    assert GuestLimits.of_features(["hugetlb-2MB", "io-weight", "x"]) == GuestLimits(("2MB",), True)
+    unified = {"io.weight": "default 50", "hugetlb.2MB.max": "0", "pids.max": "9"}
+    asked = {"blockIO": {"weight": 10}, "unified": unified}
+    assert guest_resources(asked) == {"unified": {"pids.max": "9"}}
+    limits = GuestLimits(("2MB",), io_weight=True)
+    assert guest_resources(asked, limits=limits) == asked
+    per_device = {"unified": {"io.weight": "8:0 50"}}
+    assert guest_resources(per_device, limits=limits) == {}
+
+
 def test_what_belongs_to_the_host_is_dropped() -> None:
     result = build()
     assert "hooks" not in result
+    spec = cri_container()
+    spec["hooks"]["startContainer"] = [{"path": "/in/the/guest"}]
+    assert build(spec)["hooks"] == {"startContainer": [{"path": "/in/the/guest"}]}
     assert not {"mountLabel", "intelRdt", "timeOffsets"} & result["linux"].keys()
     assert not {"apparmorProfile", "selinuxLabel"} & result["process"].keys()
     assert "username" not in result["process"]["user"]

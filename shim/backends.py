@@ -1,0 +1,110 @@
+"""What pods' VMs are made with, by configuration: the hypervisor's backend and its helpers.
+
+Besides the CLI the only module that names a concrete VM backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from shim.config.hypervisors import Name, Qemu, SharingHypervisor
+from shim.errors import ConfigError
+from shim.pod_builder import Backends, MakeHypervisor
+from vmm.errors import Unsupported
+from vmm.virtiofsd import ShareOptions, run_virtiofsd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shim.config.model import Config
+    from shim.pod_vm import Helper
+    from shim.vm_plan import VmPlan
+    from vmm.hypervisor import Hypervisor, Recorder
+    from vmm.spec import VmSpec, VsockDevice
+
+_BACKENDS: dict[Name, tuple[str, str]] = {
+    "qemu": ("vmm.qemu.qemu", "QemuHypervisor"),
+    "firecracker": ("vmm.firecracker.firecracker", "FirecrackerHypervisor"),
+    "clh": ("vmm.cloud_hypervisor.cloud_hypervisor", "CloudHypervisor"),
+}
+
+
+def load_backends(config: Config) -> Backends:
+    """Import the configured hypervisor's backend, and no other.
+
+    Raises:
+        ConfigError: there is no such backend here.
+    """
+    return Backends(
+        hypervisor=_hypervisor(_load_class(config.hypervisor.name)),
+        virtiofsd=_make_virtiofsd,
+        vsock=_reserve_vsock,
+        vsock_daemon=_make_vsock_daemon,
+    )
+
+
+def _load_class(name: Name) -> Callable[..., Hypervisor]:
+    module, attribute = _BACKENDS[name]
+    try:
+        found: Callable[..., Hypervisor] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as err:
+        if err.name is None or not module.startswith(err.name):
+            raise
+        raise ConfigError(
+            f"[hypervisor.{name}]: this katapy has no backend for it ({module} is missing); "
+            "use [hypervisor.qemu]"
+        ) from err
+    return found
+
+
+def _hypervisor(made_by: Callable[..., Hypervisor]) -> MakeHypervisor:
+    def make(spec: VmSpec, config: Config, record: Recorder) -> Hypervisor:
+        vm = config.hypervisor
+        own: dict[str, Any] = {}
+        if isinstance(vm, Qemu):
+            own["cache_dir"] = config.katapy.cache_dir
+        return made_by(spec, binary=vm.path or "", record=record, **own)
+
+    return make
+
+
+def _make_virtiofsd(
+    plan: VmPlan, config: Config, record: Recorder
+) -> AbstractAsyncContextManager[Helper]:
+    vm = config.hypervisor
+    assert isinstance(vm, SharingHypervisor), "only these are planned with virtio-fs"
+    cache = {"metadata": "auto"}.get(vm.virtio_fs_cache, vm.virtio_fs_cache)
+
+    @asynccontextmanager
+    async def run() -> AsyncIterator[Helper]:
+        async with run_virtiofsd(
+            plan.share_dir,
+            plan.virtiofsd_socket,
+            binary=vm.virtio_fs_daemon or "",
+            options=ShareOptions(cache=cache, extra=vm.virtio_fs_extra_args),  # type: ignore[arg-type]
+            record=record,
+        ) as process:
+            yield process
+
+    return run()
+
+
+def _reserve_vsock(runtime_dir: Path) -> VsockDevice:
+    from vmm.vsock import daemon_device, open_vhost
+
+    try:
+        return open_vhost()
+    except Unsupported:
+        return daemon_device(runtime_dir)
+
+
+def _make_vsock_daemon(
+    runtime_dir: Path, config: Config, record: Recorder
+) -> AbstractAsyncContextManager[Helper]:
+    from vmm.vsock import run_vhost_device_vsock
+
+    binary = config.katapy.vhost_device_vsock or "vhost-device-vsock"
+    return run_vhost_device_vsock(runtime_dir, binary=binary, record=record)

@@ -1,0 +1,157 @@
+"""Makes a container in a running VM: files, room, hooks, spec, and crun by the agent.
+
+Each thing is pushed on the container's rollback stack before it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shim.agent import Agent
+from shim.cgroup.pod_cgroup import PodCgroup
+from shim.config.model import Config
+from shim.container_files import ContainerFiles
+from shim.hooks import Hooks
+from shim.log import Log
+from shim.oci.guest_spec import guest_spec
+from shim.oci.namespaces import Joined
+from shim.oci.resources import GuestLimits
+from shim.pod_size import PodSize
+from shim.pod_vm import PodVm
+from shim.requests import CreateContainer
+from shim.resources import Size, counted_resources, size_rule
+from shim.rollback import Rollback
+from shim.storage.share import Share
+
+REMOVE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where containers are made.
+
+    Args:
+        vm: the pod's VM.
+        files: the way of files into it.
+        size: makes room in it.
+        config: the effective configuration.
+        sysctls: the pod's, which an agent of Kata's wants in each container's spec.
+        log: the shim's log.
+    """
+
+    vm: PodVm
+    files: ContainerFiles
+    size: PodSize
+    config: Config
+    sysctls: Mapping[str, str]
+    log: Log
+
+
+def make_place(
+    vm: PodVm,
+    share: Share | None,
+    config: Config,
+    sysctls: Mapping[str, str],
+    cgroup: PodCgroup | None,
+    log: Log,
+) -> Place:
+    """Return the place for containers in a VM that was just started.
+
+    Args:
+        vm: the VM.
+        share: the pod's shared directory; None when it has none.
+        config: the effective configuration.
+        sysctls: the pod's.
+        cgroup: the pod's cgroup on the host.
+        log: the shim's log.
+    """
+    spec = vm.hypervisor.spec
+    size = PodSize(
+        vm.hypervisor,
+        vm.agent,
+        size_rule(config),
+        Size(spec.vcpus, spec.memory_bytes),
+        fixed=config.runtime.static_sandbox_resource_mgmt,
+        log=log,
+        on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
+    )
+    return Place(vm, ContainerFiles(config, vm, share), size, config, sysctls, log)
+
+
+async def create_in_guest(
+    place: Place,
+    request: CreateContainer,
+    spec: dict[str, Any],
+    joined: Joined,
+    cleanup: Rollback,
+) -> Hooks:
+    """Make a container whose init waits to be started; returns its hooks.
+
+    Args:
+        place: where.
+        request: what the client asked for.
+        spec: the bundle's spec.
+        joined: the pod's namespaces that it joins.
+        cleanup: the container's rollback stack.
+
+    Raises:
+        KatapyError, VmmError, TtrpcError: whatever keeps it from being made.
+    """
+    vm, config = place.vm, place.config
+    storages, rootfs = await place.files.add_rootfs(request, spec, cleanup)
+    sources = await place.files.add_volumes(request.container_id, spec, cleanup)
+    hooks = Hooks(
+        spec,
+        container_id=request.container_id,
+        bundle=request.bundle,
+        pid=vm.pid,
+        log=place.log,
+    )
+    if "poststop" in hooks:
+        cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
+    await hooks.before_create()
+    cleanup.push("the container's part of the VM", _releaser(place.size, request.container_id))
+    cpus = await place.size.admit(request.container_id, counted_resources(spec))
+    if place.sysctls and "sysctl" not in vm.agent.features:
+        linux = spec.setdefault("linux", {})
+        linux["sysctl"] = {**place.sysctls, **linux.get("sysctl", {})}
+    guest = guest_spec(
+        spec,
+        container_id=request.container_id,
+        rootfs_path=rootfs,
+        mount_sources=sources,
+        joined_namespaces=joined.paths if "pod-namespaces" in vm.agent.features else {},
+        terminal=request.stdio.terminal,
+        seccomp=not config.runtime.disable_guest_seccomp,
+        network_path=_network_path(vm.agent),
+        limits=GuestLimits.of_features(vm.agent.features),
+        cpus=cpus,
+    )
+    cleanup.push("the container in the guest", lambda: _remove_in_guest(vm, request))
+    await vm.agent.create_container(
+        request.container_id,
+        guest,
+        storages=storages,
+        shared_pid_namespace=joined.shared_pid,
+        timeout=config.runtime.create_container_timeout,
+    )
+    return hooks
+
+
+async def _remove_in_guest(vm: PodVm, request: CreateContainer) -> None:
+    if not vm.gone.is_set() and not vm.hypervisor.exited.is_set():
+        await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
+
+
+def _releaser(size: PodSize, container_id: str) -> Callable[[], Awaitable[None]]:
+    async def release() -> None:
+        size.release(container_id)
+
+    return release
+
+
+def _network_path(agent: Agent) -> str | None:
+    # Kata's agent fills in the namespaces itself; ours takes the spec as it is.
+    return "/proc/1/ns/net" if "oci-json" in agent.features else None

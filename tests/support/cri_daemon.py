@@ -1,0 +1,125 @@
+"""A containerd with its CRI plugin on, in a network namespace of its own.
+
+The handlers are katapy, katapy-sandbox (containerd 2.x: the shim's own sandbox API, no
+pause container) and runc, to see what a test would find without a VM.
+
+Source: containerd docs/cri/config.md for each version of the file's format.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deploy.lib.busybox import write_image
+from deploy.lib.runtime import Runtime
+
+PAUSE_IMAGE = "localhost/katapy/pause:latest"
+SUBNET = "10.88.61.0/24"
+GATEWAY = "10.88.61.1"
+NAMESPACE = "k8s.io"
+"""containerd's namespace for all that CRI makes."""
+
+
+def write_pause_image(path: Path) -> None:
+    """Write the image that CRI wants a pod's first container to have."""
+    write_image(path, PAUSE_IMAGE, command=("/bin/sleep", "2147483647"))
+
+
+def write_cni(folder: Path) -> None:
+    """Write the pod network: a bridge, addresses from a file, host ports."""
+    network = {
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": True,
+                "ipMasq": True,
+                "hairpinMode": True,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": str(folder / "addresses"),
+                    "ranges": [[{"subnet": SUBNET, "gateway": GATEWAY}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ],
+    }
+    (folder / "net.d").mkdir(parents=True)
+    (folder / "net.d" / "10-pods.conflist").write_text(json.dumps(network, indent=1))
+
+
+def cri_config(folder: Path, runtime: Runtime, *, version: int, plugins: Path) -> str:
+    """A daemon configuration with CRI on and everything below ``folder``.
+
+    Params: ``version`` is 2 (containerd 1.x) or 3 (2.x); ``plugins`` holds the CNI plugins.
+    """
+    cni = folder / "cni"
+    if version == 2:
+        cri = f"""\
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE_IMAGE}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{plugins}"
+    conf_dir = "{cni / "net.d"}"
+"""
+        table = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
+    else:
+        cri = f"""\
+[plugins."io.containerd.cri.v1.images"]
+  use_local_image_pull = true
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{PAUSE_IMAGE}"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{plugins}"]
+    conf_dir = "{cni / "net.d"}"
+"""
+        table = 'plugins."io.containerd.cri.v1.runtime".containerd.runtimes'
+    handlers = [_handler(table, "runc", "io.containerd.runc.v2")]
+    handlers.append(_handler(table, "katapy", runtime.name))
+    if version == 3:
+        handlers.append(_handler(table, "katapy-sandbox", runtime.name, 'sandboxer = "shim"'))
+    return f"""\
+version = {version}
+root = "{folder / "root"}"
+state = "{folder / "state"}"
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = "{folder / "grpc.sock"}"
+
+[ttrpc]
+  address = "{folder / "ttrpc.sock"}"
+
+[debug]
+  level = "debug"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder / "opt"}"
+
+{cri}
+{"".join(handlers)}"""
+
+
+def _handler(table: str, name: str, runtime: str, extra: str = "") -> str:
+    return f"""\
+[{table}.{name}]
+  runtime_type = "{runtime}"
+  privileged_without_host_devices = true
+  pod_annotations = ["io.katapy.*"]
+  container_annotations = ["io.katapy.*"]
+  {extra}
+"""

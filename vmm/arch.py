@@ -1,0 +1,85 @@
+"""The processor architectures a VM can have, and what each is called where.
+
+An architecture other than the host's runs emulated. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from vmm.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture.
+
+    Args:
+        name: as ``uname -m`` and QEMU's programs call it.
+        debian: as Debian calls it.
+        oci: as OCI images call it (``GOARCH``).
+        kernel_package: Debian's kernel for it, the smallest one there is.
+        machines: QEMU machine types we can drive, the default one first.
+        console: guest device of the first serial port.
+        elf: whether the VMM wants the unpacked ELF kernel rather than Debian's file.
+        emulated_cpu: CPU model under emulation.
+    """
+
+    name: str
+    debian: str
+    oci: str
+    kernel_package: str
+    machines: tuple[str, ...]
+    console: str
+    elf: bool = False
+    emulated_cpu: str = "max"
+
+
+_KNOWN = (
+    Architecture(
+        "x86_64",
+        "amd64",
+        "amd64",
+        "linux-image-cloud-amd64",
+        ("q35", "microvm", "pc"),
+        "ttyS0",
+        elf=True,
+    ),
+    Architecture(
+        "aarch64",
+        "arm64",
+        "arm64",
+        "linux-image-cloud-arm64",
+        ("virt",),
+        "ttyAMA0",
+        # The architected pointer authentication costs half the speed of emulation.
+        emulated_cpu="max,pauth-impdef=on",
+    ),
+)
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({a.name: a for a in _KNOWN})
+"""By name as ``uname -m`` says it."""
+MACHINES = tuple(dict.fromkeys(machine for arch in _KNOWN for machine in arch.machines))
+"""QEMU machine types we can drive."""
+
+
+def host_architecture() -> str:
+    """Return the host's architecture as ``uname -m`` says it."""
+    return os.uname().machine
+
+
+def architecture(name: str = "") -> Architecture:
+    """Return an architecture by any of its names; empty is the host's.
+
+    Raises:
+        InvalidConfig: no VM can have it.
+    """
+    wanted = name or host_architecture()
+    for known in _KNOWN:
+        if wanted in (known.name, known.debian, known.oci):
+            return known
+    raise InvalidConfig(
+        f"no VM can have the architecture {wanted}: known are {', '.join(ARCHITECTURES)}"
+    )
