@@ -20,7 +20,7 @@ from shim.errors import DeadlineExceeded, Unavailable
 
 _TIMEOUT = 30.0
 _END_TIMEOUT = 10.0
-# What `start` reads: no pod can be made of it, so no VM is started ahead of Create.
+# What `start` reads; no pod can be made of it.
 _CONFIG = '{"ociVersion": "1.0.2"}'
 
 
