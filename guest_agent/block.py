@@ -123,6 +123,14 @@ def rescan_pci() -> None:
         pass  # a machine without PCI
 
 
+def remove_pci(path: str) -> None:
+    """Let go of the device at a guest PCI path; nothing happens when there is none."""
+    folder = pci_folder(path)
+    if folder:
+        with open(f"{folder}/remove", "w") as file:
+            file.write("1")
+
+
 async def find(loop: Loop, driver: str, source: str) -> str:
     """Wait for a disk and return its device node.
 
@@ -137,7 +145,7 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     if source.startswith("/dev/"):
 
         def look() -> str:
-            return source if os.path.exists(source) else ""
+            return source if os.path.exists(source) and not _is_placeholder(source) else ""
     elif driver == "blk":
         pci_address_steps(source)
 
@@ -155,22 +163,39 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     return await wait_for(loop, look, rescan, f"disk {source} ({driver})")
 
 
+def _is_placeholder(node: str) -> bool:
+    """Whether a disk still has the one sector of a drive that waits for its real file."""
+    try:
+        with open(f"/sys/class/block/{os.path.basename(node)}/size") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
+
+
 async def wait_for(
-    loop: Loop, look: Callable[[], str], rescan: Callable[[], None], what: str
+    loop: Loop,
+    look: Callable[[], str],
+    rescan: Callable[[], None],
+    what: str,
+    seconds: float = 0.0,
 ) -> str:
     """Call `look` until it returns something, with one rescan on the way.
 
+    Args:
+        seconds: how long, 0 for the hot-plug timeout.
+
     Raises:
-        TtrpcError: NOT_FOUND after the hot-plug timeout.
+        TtrpcError: NOT_FOUND after that.
     """
+    limit = seconds or timeout_seconds
     waited = 0.0
     rescanned = False
     while True:
         found = look()
         if found and (not found.startswith("/dev/") or os.path.exists(found)):
             return found
-        if waited >= timeout_seconds:
-            text = f"{what} did not appear within {timeout_seconds:g} s"
+        if waited >= limit:
+            text = f"{what} did not appear within {limit:g} s"
             raise TtrpcError(status.NOT_FOUND, text)
         if waited >= _RESCAN_AFTER and not rescanned:
             rescanned = True

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
-FEATURES = ["clock", "listeners", "oci-json", "pod-namespaces", "stdio-stream", "sysctl"]
+FEATURES = [
+    *("clock", "listeners", "oci-json", "pod-namespaces", "push-files"),
+    *("remove-device", "sockets", "stdio-stream", "sysctl"),
+]
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 _IO_COST = "/sys/fs/cgroup/io.cost.qos"  # in the root group where groups have a weight
 _SERVING = 1
@@ -75,7 +78,11 @@ class Guest:
     @property
     def extension(self) -> dict[str, Any]:
         """The handlers of our extension in this class."""
-        return {"Hello": self.hello, "SetClock": self.set_clock}
+        return {
+            "Hello": self.hello,
+            "SetClock": self.set_clock,
+            "RemoveDevice": self.remove_device,
+        }
 
     async def check(self, _request: Message) -> Mapping[str, Any]:
         """Health.Check."""
@@ -93,6 +100,10 @@ class Guest:
     async def set_clock(self, request: Message) -> None:
         """Extension.SetClock."""
         clock_settime_ns(CLOCK_REALTIME, request["unix_nanos"])
+
+    async def remove_device(self, request: Message) -> None:
+        """Extension.RemoveDevice."""
+        block.remove_pci(request["pci_path"])
 
     async def set_date_time(self, request: Message) -> None:
         """SetGuestDateTime."""

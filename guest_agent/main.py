@@ -29,6 +29,7 @@ from .network import Network
 from .rpc import Server
 from .sandbox import Sandbox
 from .service import Containers
+from .sockets import Sockets
 from .storage import Storages, mount
 
 TYPE_CHECKING = False
@@ -113,7 +114,7 @@ def _build(
     storages = Storages(loop)
     containers = Containers(runtime, storages)
     finished = Event(loop)
-    sandbox = Sandbox(children, containers, storages, finished, owns_machine)
+    sandbox = Sandbox(loop, children, containers, storages, finished, owns_machine)
     guest = Guest(loop, stamps, is_init=owns_machine)
     server = Server(loop, nursery)
     server.add(
@@ -130,7 +131,13 @@ def _build(
     server.add({"grpc.Health": kata_health.SERVICES["grpc.Health"]}, guest.health)
     server.add(
         katapy_extension.SERVICES,
-        {**guest.extension, **Listeners(loop).extension, "Stdio": containers.stdio},
+        {
+            **guest.extension,
+            **Listeners(loop).extension,
+            **Sockets(loop).extension,
+            "Stdio": containers.stdio,
+            "PushFiles": sandbox.push_files,
+        },
         frozenset({"WaitListeners"}),
     )
     return server, finished

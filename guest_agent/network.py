@@ -52,6 +52,7 @@ _FAMILIES = (_socket.AF_INET, _socket.AF_INET6)
 _RTM_F_CLONED = 0x200
 _SCOPE_LINK = 253
 _FE80 = b"\xfe\x80"
+_DRIVER_SECONDS = 20.0
 
 
 class Link:
@@ -169,8 +170,9 @@ class Network:
 
         where = f" at {path}" if path else ""
         text = f"Link not found: network device with address {mac}{where}"
-        # A driver may load behind the agent, and a plugged device takes its time.
-        return await block.wait_for(self._loop, look, block.rescan_pci, text)
+        # The driver of a card that was there at boot may load behind the agent.
+        seconds = 0.0 if path else _DRIVER_SECONDS
+        return await block.wait_for(self._loop, look, block.rescan_pci, text, seconds)
 
     async def update_routes(self, request: Message) -> Mapping[str, Any]:
         """UpdateRoutes: each route is added or replaced, nothing is removed."""

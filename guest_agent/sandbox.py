@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from protos.lite import Message
 
     from .children import Children
-    from .loop import Event
+    from .loop import Event, Loop
     from .service import Containers
     from .storage import Storages
 
@@ -43,6 +43,7 @@ class Sandbox:
         "_children",
         "_containers",
         "_finished",
+        "_loop",
         "_owns_machine",
         "_points",
         "_storages",
@@ -51,12 +52,14 @@ class Sandbox:
 
     def __init__(
         self,
+        loop: Loop,
         children: Children,
         containers: Containers,
         storages: Storages,
         finished: Event,
         owns_machine: bool,
     ) -> None:
+        self._loop = loop
         self._children = children
         self._containers = containers
         self._storages = storages
@@ -74,6 +77,7 @@ class Sandbox:
             "UpdateEphemeralMounts": self.update_mounts,
             "CopyFile": self.copy_file,
             "GetVolumeStats": self.volume_stats,
+            "ResizeVolume": self.resize_volume,
             "GetDiagnosticData": self.diagnostic_data,
             "RemoveStaleVirtiofsShareMounts": self.remove_stale_mounts,
         }
@@ -122,6 +126,16 @@ class Sandbox:
     async def copy_file(self, request: Message) -> None:
         """CopyFile."""
         files.copy(request)
+
+    async def push_files(self, request: Message) -> None:
+        """Extension.PushFiles."""
+        files.push(request)
+
+    async def resize_volume(self, request: Message) -> None:
+        """ResizeVolume: let the file system of a disk that has grown fill it."""
+        from . import grow  # few guests ever need it
+
+        await grow.grow(self._loop, request["volume_guest_path"], request["size"])
 
     async def volume_stats(self, request: Message) -> Mapping[str, Any]:
         """GetVolumeStats."""

@@ -12,6 +12,7 @@ from .container import Container, check_id
 from .loop import Event
 from .namespaces import SharedNamespaces
 from .spec import to_oci
+from .storage import enter_submounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Containers:
             if request["devices"]:
                 await devices.add_all(self._runtime.loop, request["devices"], spec)
             points = await self._storages.add_all(request["storages"], container.bundle)
+            enter_submounts(spec)
             if request["oci_spec_json"]:
                 if request["sandbox_pidns"]:
                     self._namespaces.share_pid()

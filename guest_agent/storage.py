@@ -20,6 +20,7 @@ from .log import log
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from protos.lite import Message
 
@@ -78,6 +79,8 @@ DRIVERS = (
     "overlayfs",
     "virtio-fs",
 )
+# What one container mounts below a volume with rshared, others of the pod see with rslave.
+_PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "mmioblk", "scsi"})
 _DRIVER_SECONDS = 10.0  # emulated, on a busy host; the mount itself tells what is missing then
 _DRIVER_POLL_SECONDS = 0.02
 _ALWAYS, _ON_ROOT_MISMATCH = 0, 1
@@ -205,6 +208,8 @@ class Storages:
                 await self._until_known(fstype)
             mount(source, point, fstype, options)
             self._mounted.add(point)
+            if driver in _PROPAGATES:
+                libc.mount("", point, "", libc.MS_SHARED)
         if owner is not None:
             os.chown(point, -1, owner)
             os.chmod(point, os.stat(point).st_mode & 0o7777 | 0o2000)
@@ -303,6 +308,21 @@ def _reserve_huge_pages(options: list[str]) -> list[str]:
         file.seek(0)
         file.write(str(have + pages))
     return options
+
+
+def enter_submounts(spec: dict[str, Any]) -> None:
+    """Have the submounts of shared volumes mounted here, before a container does it.
+
+    A host mount below the share is mounted by whoever walks into it first, in that one's
+    mount namespace; two containers would have a file system each, and a page cache each.
+    """
+    for entry in spec.get("mounts") or ():
+        source = entry.get("source") or ""
+        if source.startswith("/run/kata-containers/shared/"):
+            try:
+                os.stat(source + "/")
+            except OSError:
+                pass  # no folder, so no submount either
 
 
 def apply_group(path: str, group: int, policy: int) -> None:

@@ -16,12 +16,15 @@ from typing import Any
 
 import trio
 
-from protos.kata import agent_pb2, health_pb2, types_pb2
+from protos.kata import agent_pb2, csi_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
+from shim.errors import Unimplemented
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
 from shim.stdio.kata_channel import KataChannel
 from shim.stdio.stream_channel import StreamChannel
+from shim.storage.socket_proxy import Owner, SocketProxy
+from shim.storage.sync import FileChange
 from shim.ttrpc import status
 from shim.ttrpc.client import Client, open_client
 from shim.ttrpc.service import stub
@@ -283,6 +286,21 @@ class Agent:
             timeout=REQUEST_TIMEOUT_S,
         )
 
+    async def remove_device(self, pci_path: str, timeout: float) -> None:
+        """Have the guest let go of a PCI device.
+
+        Args:
+            pci_path: Kata's guest PCI path.
+            timeout: seconds to wait.
+
+        Raises:
+            Unimplemented: this agent can't.
+        """
+        if "remove-device" not in self.features:
+            raise Unimplemented(f"the guest's agent can't let go of PCI device {pci_path}")
+        request = extension_pb2.RemoveDeviceRequest(pci_path=pci_path)
+        await self._extension.RemoveDevice(request, timeout=timeout)
+
     async def oom_events(self) -> AsyncIterator[str]:
         """Yield the id of a container each time the guest's OOM killer strikes in it.
 
@@ -296,6 +314,53 @@ class Agent:
                     return
                 raise
             yield event.container_id
+
+    async def push_files(self, volume: str, changes: Sequence[FileChange]) -> None:
+        """Change the files of a volume that the host keeps up to date, in order.
+
+        Needs the feature ``push-files``. The volume is at ``PUSHED/<volume>`` in the guest.
+        """
+        request = extension_pb2.PushFilesRequest(
+            volume=volume,
+            changes=[
+                extension_pb2.FileChange(
+                    path=change.path,
+                    file_size=change.file_size,
+                    file_mode=change.file_mode,
+                    uid=change.uid,
+                    gid=change.gid,
+                    offset=change.offset,
+                    data=change.data,
+                    remove=change.remove,
+                    in_place=change.in_place,
+                )
+                for change in changes
+            ],
+        )
+        await self._extension.PushFiles(request, timeout=REQUEST_TIMEOUT_S)
+
+    def proxy_socket(self, host_path: str, guest_path: str, owner: Owner) -> SocketProxy:
+        """A unix socket in the guest that leads to one on the host; run it as a task.
+
+        Needs the feature ``sockets``.
+        """
+        return SocketProxy(self._client, host_path, guest_path, owner)
+
+    async def volume_stats(
+        self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S
+    ) -> csi_pb2.VolumeStatsResponse:
+        """Sizes and inode counts of the file system at a guest path."""
+        reply: csi_pb2.VolumeStatsResponse = await self._kata.GetVolumeStats(
+            agent_pb2.VolumeStatsRequest(volume_guest_path=guest_path), timeout=timeout
+        )
+        return reply
+
+    async def resize_volume(self, guest_path: str, size: int) -> None:
+        """Have the file system at a guest path grow to ``size`` bytes; its disk has them."""
+        await self._kata.ResizeVolume(
+            agent_pb2.ResizeVolumeRequest(volume_guest_path=guest_path, size=size),
+            timeout=REQUEST_TIMEOUT_S,
+        )
 
     def stdio(self, container_id: str, exec_id: str, *, terminal: bool) -> GuestChannel:
         """The process's streams, by our streaming extension or by Kata's RPCs.

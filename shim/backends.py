@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from shim.config.hypervisors import Name, Qemu, SharingHypervisor
+from shim.config.hypervisors import Firecracker, Name, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.pod_builder import Backends, MakeHypervisor
 from vmm.errors import Unsupported
@@ -66,6 +66,12 @@ def _hypervisor(made_by: Callable[..., Hypervisor]) -> MakeHypervisor:
         own: dict[str, Any] = {}
         if isinstance(vm, Qemu):
             own["cache_dir"] = config.katapy.cache_dir
+        elif isinstance(vm, Firecracker):
+            own["pci"] = vm.enable_pci
+            if vm.jailer_path is not None:
+                from vmm.firecracker.jail import Jailer
+
+                own["jailer"] = Jailer(vm.jailer_path)
         return made_by(spec, binary=vm.path or "", record=record, **own)
 
     return make

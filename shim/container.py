@@ -10,7 +10,7 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.agent import Agent
-from shim.errors import AlreadyExists, KatapyError, NotFound
+from shim.errors import AlreadyExists, KatapyError, NotFound, Unavailable
 from shim.events import (
     Publish,
     TaskDelete,
@@ -242,14 +242,24 @@ class Container:
         self._publish(TaskResumed(self.id))
 
     async def kill(self, exec_id: str, signal: int, *, everything: bool) -> None:
-        """Send a signal to init or an exec, or to everything in the container."""
-        await self.process(exec_id).kill(
-            self._pod.agent, signal, everything=everything and not exec_id
-        )
+        """Send a signal to init or an exec, or to everything in the container.
+
+        Raises:
+            NotFound: it has ended, or its VM has, which clients take for done.
+            FailedPrecondition: it is an exec not yet started.
+        """
+        process = self.process(exec_id)
+        try:
+            agent = self._pod.agent
+        except Unavailable as err:
+            raise NotFound(f"{process.event_id}: process already finished: {err}") from err
+        await process.kill(agent, signal, everything=everything and not exec_id)
 
     async def resize(self, exec_id: str, width: int, height: int) -> None:
         """Set a terminal's size in characters."""
-        await self.process(exec_id).resize(self._pod.agent, width, height)
+        process = self.process(exec_id)
+        if process.state is not ProcessState.STOPPED:
+            await process.resize(self._pod.agent, width, height)
 
     async def update(self, resources: dict[str, Any], cpus: str) -> None:
         """Apply new limits in the guest.

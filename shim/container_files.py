@@ -7,25 +7,57 @@ Each thing is pushed on the container's rollback stack before it is made.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+import trio
 
 from protos.kata import agent_pb2
 from shim.config.model import Config
-from shim.errors import Unimplemented
+from shim.ledger import Ledger
+from shim.oci.devices import host_disks
 from shim.oci.mounts import host_mounts
 from shim.pod_vm import PodVm
+from shim.pod_volumes import PodVolumes
 from shim.requests import CreateContainer
 from shim.rollback import Rollback
 from shim.sockets import sha256_hex
+from shim.storage.disk import block_device_path
+from shim.storage.disks import agent_driver, disk
 from shim.storage.options import Mount
-from shim.storage.rootfs import BlockRootfs, plan_rootfs
+from shim.storage.pack import Packing
+from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
-from vmm.spec import BlockDevice
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
+
+
+@dataclass(slots=True)
+class ContainerVolumes:
+    """A container's volumes as they are in the guest.
+
+    Attributes:
+        sources: guest path by a mount's place in the spec; None for one that is a disk.
+        storages: mounts the agent makes first.
+        devices: disks the agent waits for, and whose numbers it puts into the spec.
+        numbers: path in the container to a stand-in for those numbers.
+    """
+
+    sources: dict[int, str | None] = field(default_factory=dict)
+    storages: list[agent_pb2.Storage] = field(default_factory=list)
+    devices: list[agent_pb2.Device] = field(default_factory=list)
+    numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add_disk(self, path: str, place: str) -> None:
+        """Give the container a disk as the device node ``path``."""
+        # Major 0 is no device's, so a stand-in never is another disk's real number.
+        self.numbers[path] = (0, len(self.numbers) + 1)
+        self.devices.append(
+            agent_pb2.Device(id=place, type=agent_driver(place), container_path=path)
+        )
 
 
 class ContainerFiles:
@@ -35,12 +67,23 @@ class ContainerFiles:
         config: the effective configuration.
         vm: the pod's VM.
         share: the pod's shared directory; None when it has none.
+        volumes: the pod's volumes.
+        ledger: takes what is made before it is.
     """
 
-    def __init__(self, config: Config, vm: PodVm, share: Share | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        vm: PodVm,
+        share: Share | None,
+        volumes: PodVolumes,
+        ledger: Ledger,
+    ) -> None:
+        self._ledger = ledger
         self._config = config
         self._vm = vm
         self._share = share
+        self._volumes = volumes
 
     async def add_rootfs(
         self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
@@ -57,11 +100,13 @@ class ContainerFiles:
             [Mount(m.type, m.source, m.target, m.options) for m in request.rootfs],
             root,
             can_share=self._share is not None,
-            can_attach=capabilities.block_hot == "add_remove"
+            can_attach=capabilities.block_hot != "none"
             and not self._config.hypervisor.disable_block_device_use,
         )
         if isinstance(plan, BlockRootfs):
             return await self._attach_rootfs(request.container_id, plan, cleanup)
+        if isinstance(plan, PackedRootfs):
+            return await self._pack_rootfs(request.container_id, plan, cleanup)
         assert self._share is not None
         share = self._share
         cleanup.push(
@@ -77,18 +122,18 @@ class ContainerFiles:
         vm = self._vm
         device_id = _device_id(container_id)
         handle = await vm.hypervisor.attach(
-            BlockDevice(
+            disk(
+                self._config.hypervisor,
                 device_id,
-                Path(plan.path),
+                plan.path,
                 read_only=plan.read_only,
-                direct=plan.direct_io or self._config.hypervisor.block_device_cache_direct,
+                direct=plan.direct_io,
                 shared=plan.read_only,
             )
         )
 
         async def detach() -> None:
-            if not vm.gone.is_set() and not vm.hypervisor.exited.is_set():
-                await vm.hypervisor.detach(handle, DETACH_TIMEOUT_S)
+            await vm.detach(handle, DETACH_TIMEOUT_S)
 
         cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
         path = (
@@ -97,7 +142,7 @@ class ContainerFiles:
             else f"{GUEST_STORAGE}/{device_id}"
         )
         storage = agent_pb2.Storage(
-            driver="blk",
+            driver=agent_driver(str(handle.address)),
             source=str(handle.address),
             fstype=plan.fstype,
             options=plan.options,
@@ -105,33 +150,50 @@ class ContainerFiles:
         )
         return [storage], path
 
-    async def add_volumes(
-        self, container_id: str, spec: dict[str, Any], cleanup: Rollback
-    ) -> dict[int, str]:
-        """Share the spec's bind mounts; their guest paths by their place in the spec.
+    async def _pack_rootfs(
+        self, container_id: str, plan: PackedRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Attach a copy as a read-only disk, under a layer of the guest's memory."""
+        name = _device_id(f"{self._vm.hypervisor.spec.name}/{container_id}")
+        packing = Packing(
+            str(self._config.katapy.cache_dir / "rootfs" / name), self._ledger, container_id
+        )
+        cleanup.push("the packed rootfs", packing.aclose, timeout=SHARE_TIMEOUT_S)
+        image = await packing.pack(plan)
+        disk = BlockRootfs(image, "erofs", True, True, False, ("ro",))
+        storages, lower = await self._attach_rootfs(container_id, disk, cleanup)
+        path = f"{lower}-rw"
+        overlay = agent_pb2.Storage(
+            driver="overlayfs",
+            source="overlay",
+            fstype="overlay",
+            options=[f"lowerdir={lower}"],
+            driver_options=["io.katacontainers.fs-opt.overlay-rw"],
+            mount_point=path,
+        )
+        return [*storages, overlay], path
+
+    async def add_volumes(self, spec: dict[str, Any], cleanup: Rollback) -> ContainerVolumes:
+        """Bring the sources of the spec's bind mounts, and its disks, into the guest.
 
         Raises:
-            Unimplemented: this VM shares no directories.
-            NotFound, InvalidArgument: there is no such source, or it can't be shared.
+            Unimplemented: there is no way for one of them into this VM.
+            NotFound, InvalidArgument: there is no such source, or it can't be brought in.
+            VmmError: the VM does not take a disk.
         """
-        wanted = host_mounts(spec)
-        if not wanted:
-            return {}
-        share = self._share
-        if share is None:
-            raise Unimplemented(
-                f"container {container_id}: {wanted[0].destination} is a mount of the host, "
-                "and shared_fs = 'none' shares none"
-            )
-        cleanup.push(
-            "the shared volumes", lambda: share.remove(container_id), timeout=SHARE_TIMEOUT_S
-        )
-        return {
-            mount.index: await share.add_volume(
-                container_id, mount.source, read_only=mount.readonly, recursive=mount.recursive
-            )
-            for mount in wanted
-        }
+        volumes = ContainerVolumes()
+        for mount in host_mounts(spec):
+            placed = await self._volumes.add(mount, cleanup)
+            volumes.storages += placed.storages
+            volumes.sources[mount.index] = placed.path or None
+            if placed.disk:
+                volumes.add_disk(mount.destination, placed.disk)
+        for device in host_disks(spec):
+            find = partial(block_device_path, device.major, device.minor, device.path)
+            path = await trio.to_thread.run_sync(find)
+            placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
+            volumes.add_disk(device.path, placed.disk)
+        return volumes
 
 
 def _device_id(container_id: str) -> str:

@@ -5,23 +5,25 @@ Each thing is pushed on the container's rollback stack before it is made.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shim.agent import Agent
 from shim.cgroup.pod_cgroup import PodCgroup
 from shim.config.model import Config
 from shim.container_files import ContainerFiles
+from shim.events import Publish
 from shim.hooks import Hooks
 from shim.log import Log
 from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import Joined
 from shim.oci.resources import GuestLimits
-from shim.pod_size import PodSize
+from shim.pod_resources import PodResources
 from shim.pod_vm import PodVm
+from shim.pod_volumes import PodVolumes, VolumeMeans
 from shim.requests import CreateContainer
-from shim.resources import Size, counted_resources, size_rule
 from shim.rollback import Rollback
 from shim.storage.share import Share
 
@@ -35,7 +37,7 @@ class Place:
     Args:
         vm: the pod's VM.
         files: the way of files into it.
-        size: makes room in it.
+        resources: makes room in it.
         config: the effective configuration.
         sysctls: the pod's, which an agent of Kata's wants in each container's spec.
         log: the shim's log.
@@ -43,7 +45,7 @@ class Place:
 
     vm: PodVm
     files: ContainerFiles
-    size: PodSize
+    resources: PodResources
     config: Config
     sysctls: Mapping[str, str]
     log: Log
@@ -55,6 +57,8 @@ def make_place(
     config: Config,
     sysctls: Mapping[str, str],
     cgroup: PodCgroup | None,
+    publish: Publish,
+    means: VolumeMeans,
     log: Log,
 ) -> Place:
     """Return the place for containers in a VM that was just started.
@@ -65,19 +69,14 @@ def make_place(
         config: the effective configuration.
         sysctls: the pod's.
         cgroup: the pod's cgroup on the host.
+        publish: takes the pod's events.
+        means: what volumes are made with.
         log: the shim's log.
     """
-    spec = vm.hypervisor.spec
-    size = PodSize(
-        vm.hypervisor,
-        vm.agent,
-        size_rule(config),
-        Size(spec.vcpus, spec.memory_bytes),
-        fixed=config.runtime.static_sandbox_resource_mgmt,
-        log=log,
-        on_vcpus=cgroup.add_vcpus if cgroup is not None and cgroup.splits else None,
-    )
-    return Place(vm, ContainerFiles(config, vm, share), size, config, sysctls, log)
+    resources = PodResources(vm, cgroup, config, publish, log)
+    volumes = PodVolumes(vm, share, config, means, log)
+    files = ContainerFiles(config, vm, share, volumes, means.ledger)
+    return Place(vm, files, resources, config, sysctls, log)
 
 
 async def create_in_guest(
@@ -101,7 +100,7 @@ async def create_in_guest(
     """
     vm, config = place.vm, place.config
     storages, rootfs = await place.files.add_rootfs(request, spec, cleanup)
-    sources = await place.files.add_volumes(request.container_id, spec, cleanup)
+    volumes = await place.files.add_volumes(spec, cleanup)
     hooks = Hooks(
         spec,
         container_id=request.container_id,
@@ -112,8 +111,9 @@ async def create_in_guest(
     if "poststop" in hooks:
         cleanup.push("the poststop hooks", hooks.after_stop, timeout=hooks.stop_timeout)
     await hooks.before_create()
-    cleanup.push("the container's part of the VM", _releaser(place.size, request.container_id))
-    cpus = await place.size.admit(request.container_id, counted_resources(spec))
+    release = partial(place.resources.release, request.container_id)
+    cleanup.push("the container's part of the VM", release)
+    cpus = await place.resources.admit(request.container_id, spec)
     if place.sysctls and "sysctl" not in vm.agent.features:
         linux = spec.setdefault("linux", {})
         linux["sysctl"] = {**place.sysctls, **linux.get("sysctl", {})}
@@ -121,7 +121,8 @@ async def create_in_guest(
         spec,
         container_id=request.container_id,
         rootfs_path=rootfs,
-        mount_sources=sources,
+        mount_sources=volumes.sources,
+        devices=volumes.numbers,
         joined_namespaces=joined.paths if "pod-namespaces" in vm.agent.features else {},
         terminal=request.stdio.terminal,
         seccomp=not config.runtime.disable_guest_seccomp,
@@ -133,7 +134,8 @@ async def create_in_guest(
     await vm.agent.create_container(
         request.container_id,
         guest,
-        storages=storages,
+        storages=[*storages, *volumes.storages],
+        devices=volumes.devices,
         shared_pid_namespace=joined.shared_pid,
         timeout=config.runtime.create_container_timeout,
     )
@@ -143,13 +145,6 @@ async def create_in_guest(
 async def _remove_in_guest(vm: PodVm, request: CreateContainer) -> None:
     if not vm.gone.is_set() and not vm.hypervisor.exited.is_set():
         await vm.agent.remove_container(request.container_id, REMOVE_TIMEOUT_S)
-
-
-def _releaser(size: PodSize, container_id: str) -> Callable[[], Awaitable[None]]:
-    async def release() -> None:
-        size.release(container_id)
-
-    return release
 
 
 def _network_path(agent: Agent) -> str | None:

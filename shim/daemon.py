@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING
 import trio
 
 from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
+from protos.katapy import shim_pb2
 from shim import ledger as ledgers
 from shim import sweeper, translate
 from shim.backends import load_backends
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG
 from shim.orphans import reap_orphans
+from shim.pod_volumes import DirectVolumes
 from shim.publisher import Publisher
-from shim.sandbox import Sandbox
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service
+from shim.volume_service import VolumeService
 
 if TYPE_CHECKING:
     from shim.context import ShimContext
@@ -79,7 +82,8 @@ async def _serve(context: ShimContext) -> None:
         log.level = min(log.level, DEBUG)
     for warning in config.warnings:
         log.warning(warning)
-    sandbox = Sandbox(
+    direct = DirectVolumes(context.group_id, context.socket_path)
+    sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
         config=config,
@@ -91,6 +95,7 @@ async def _serve(context: ShimContext) -> None:
         publish=publish,
         log=log,
         refusal=refusal,
+        direct=direct,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
     )
 
@@ -102,6 +107,7 @@ async def _serve(context: ShimContext) -> None:
     services = [
         *_services(TaskService(sandbox, shutdown)),
         _sandbox_service(SandboxService(sandbox, shutdown)),
+        _volume_service(VolumeService(direct)),
     ]
     server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
@@ -165,6 +171,11 @@ def _services(task: TaskService) -> list[Service]:
         )
         for module in (task_v2_pb2, task_v3_pb2)
     ]
+
+
+def _volume_service(volumes: VolumeService) -> Service:
+    descriptor = shim_pb2.DESCRIPTOR.services_by_name["Volumes"]
+    return build_service(descriptor, {"Stats": volumes.stats, "Resize": volumes.resize})
 
 
 async def _handle_signals(ending: trio.Event, say: object) -> None:

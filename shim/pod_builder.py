@@ -23,10 +23,7 @@ from shim.config.model import Config
 from shim.errors import ResourceExhausted
 from shim.ledger import Entry, Ledger
 from shim.log import Log
-from shim.net.host_proxy import HostProxy
-from shim.net.netns import is_hosts, netns_path, new_netns, open_netns
-from shim.net.pod_network import PodNetwork
-from shim.net.wiring import allow_host_network, plan_wiring
+from shim.net.open_network import open_network
 from shim.oci.pod import PodSettings
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.resources import Size, boot_demand, size_rule
@@ -125,9 +122,16 @@ class PodBuilder:
         size = self._boot_size(spec)
         await self._make_cgroup(spec)
         vsock: VsockDevice | None = None
-        netns, for_host = await self._open_netns(spec)
+        netns, network = await open_network(
+            spec,
+            self._id,
+            self._config,
+            self._runtime_dir,
+            ledger=self._ledger,
+            cleanup=self._cleanup,
+            log=self._log,
+        )
         try:
-            network = self._make_network(netns, spec, for_host=for_host)
             cards = await network.connect() if network is not None else ()
             if needs_vsock(self._config):
                 vsock = self._backends.vsock(self._runtime_dir)
@@ -201,58 +205,14 @@ class PodBuilder:
             log_console=self._config.hypervisor.enable_debug,
         )
 
-    async def _open_netns(self, spec: dict[str, Any]) -> tuple[int | None, bool]:
-        """Open the namespace the VM is to be in; None for the host's.
-
-        Returns:
-            The namespace, and whether it stands in for the host's.
-
-        Raises:
-            Unimplemented: the pod asks for the host's network, and such pods are refused.
-        """
-        if self._config.runtime.disable_new_netns:
-            return None, False
-        netns = await trio.to_thread.run_sync(open_netns, spec)
-        if netns is not None:
-            if not is_hosts(netns):
-                return netns, False
-            os.close(netns)
-        self._log.warning(allow_host_network(self._config))
-        if self._config.katapy.host_network == "proxy":
-            return await trio.to_thread.run_sync(new_netns), True
-        return None, False
-
-    def _make_network(
-        self, netns: int | None, spec: dict[str, Any], *, for_host: bool
-    ) -> PodNetwork | None:
-        wiring = plan_wiring(self._config)
-        if netns is None or wiring.model == "none":
-            return None
-        proxy = None
-        if for_host:
-            proxy = HostProxy(
-                self._config.katapy.slirp4netns,
-                self._runtime_dir,
-                ledger=self._ledger,
-                cleanup=self._cleanup,
-                log=self._log,
-            )
-        return PodNetwork(
-            netns,
-            "" if for_host else netns_path(spec),
-            wiring=wiring,
-            proxy=proxy,
-            ledger=self._ledger,
-            cleanup=self._cleanup,
-            log=self._log,
-        )
-
     async def _make_share(self, plan: VmPlan) -> Share | None:
         if plan.shared_fs == "none":
             return None
         share = Share(str(plan.share_dir), self._ledger)
         self._cleanup.push("the share", share.aclose, timeout=30.0)
         await share.prepare()
+        for entry in self._config.runtime.sandbox_bind_mounts:
+            await share.add_sandbox_mount(entry)
         return share
 
     def _make_runtime_dir(self) -> None:
@@ -298,6 +258,10 @@ class PodBuilder:
                 self._ledger.update(announced, pid=int(value), start_time=started)
                 if self.cgroup is not None:
                     self.cgroup.add(int(value))
+            elif kind == "tree":
+                self._forget_at_end(self._ledger.add("dir", path=str(value), tree=True))
+            elif kind == "mount":
+                self._forget_at_end(self._ledger.add("mount", target=str(value)))
             else:
                 self._forget_at_end(self._ledger.add(kind, path=str(value)))
 

@@ -20,6 +20,7 @@ from shim.resources import (
     Size,
     SizeRule,
     container_demand,
+    cpu_set,
     guest_cpu_list,
     merged,
     total,
@@ -29,8 +30,9 @@ from vmm.errors import LimitExceeded, Unsupported, VmmError
 from vmm.hypervisor import Hypervisor, Resized
 
 GROW_TIMEOUT_S = 30.0
-# A guest that can't move its pages keeps them, and waiting longer does not help.
+# A caller waits so long for a guest to move its pages; the rest is tried beside the calls.
 SHRINK_TIMEOUT_S = 5.0
+LATE_SHRINK_TIMEOUT_S = 30.0
 
 
 class PodSize:
@@ -134,12 +136,18 @@ class PodSize:
                 self._resources[container_id] = before
                 self._released.set()
                 raise
-            await self._shrink()
+            await self._shrink(SHRINK_TIMEOUT_S)
+            if self._now.memory_bytes > self.target().memory_bytes:
+                self._released.set()
 
     def guest_cpus(self, resources: Mapping[str, Any]) -> str:
         """The guest's CPUs for a container bound to CPUs of the host, empty for any."""
         limit = self._vm.spec.vcpu_limit
         return guest_cpu_list(resources, self._resources.values(), self._now, limit)
+
+    def host_cpus(self) -> frozenset[int]:
+        """The host's CPUs that containers are bound to."""
+        return frozenset().union(*map(cpu_set, self._resources.values()))
 
     async def run(self) -> None:
         """Give back the room of released containers for as long as the VM runs."""
@@ -147,7 +155,7 @@ class PodSize:
             await self._released.wait()
             self._released = trio.Event()
             async with self._lock:
-                await self._shrink()
+                await self._shrink(LATE_SHRINK_TIMEOUT_S)
 
     def _demand(self) -> Demand:
         return total(container_demand(resources) for resources in self._resources.values())
@@ -161,12 +169,12 @@ class PodSize:
         if target.memory_bytes > self._now.memory_bytes:
             await self._grow_memory(target.memory_bytes)
 
-    async def _shrink(self) -> None:
+    async def _shrink(self, timeout: float) -> None:
         target = self.target()
         if target.vcpus < self._now.vcpus:
-            await self._resize_vcpus(target.vcpus, SHRINK_TIMEOUT_S)
+            await self._resize_vcpus(target.vcpus, timeout)
         if target.memory_bytes < self._now.memory_bytes:
-            await self._shrink_memory(target.memory_bytes)
+            await self._shrink_memory(target.memory_bytes, timeout)
 
     async def _resize_vcpus(self, count: int, timeout: float) -> None:
         """Set the vCPUs; with fewer than asked for, containers run slower but run."""
@@ -212,11 +220,11 @@ class PodSize:
             )
         self._note(Size(self._now.vcpus, resized.actual))
 
-    async def _shrink_memory(self, size: int) -> None:
+    async def _shrink_memory(self, size: int, timeout: float) -> None:
         if self._kept(f"{size // MIB} MiB"):
             return
         try:
-            resized = await self._vm.resize_memory(size, SHRINK_TIMEOUT_S)
+            resized = await self._vm.resize_memory(size, timeout)
         except VmmError as err:
             self._log.info(f"the VM keeps its {self._now.memory_bytes // MIB} MiB: {err}")
             return

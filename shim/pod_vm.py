@@ -21,7 +21,7 @@ from shim.log import Log
 from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
 from vmm.hypervisor import Hypervisor
-from vmm.spec import VmSpec
+from vmm.spec import AttachedDevice, VmSpec
 
 HEALTH_INTERVAL_S = 30.0  # runtime-rs's; each check wakes the guest
 HEALTH_TIMEOUT_S = 30.0
@@ -222,6 +222,19 @@ class PodVm:
             await agent.destroy_sandbox(DESTROY_TIMEOUT_S)
         except Exception as err:
             self._log.debug(f"the agent did not say goodbye: {err!r}")
+
+    async def detach(self, handle: AttachedDevice, timeout: float) -> None:
+        """Take a hot-plugged device away; nothing happens once the VM is gone.
+
+        Args:
+            handle: the device, which no container uses any more.
+            timeout: seconds the guest has to let go of it.
+        """
+        if self.gone.is_set() or self._hypervisor.exited.is_set():
+            return
+        if self._hypervisor.capabilities.guest_remove_first:
+            await self.agent.remove_device(str(handle.address), timeout)
+        await self._hypervisor.detach(handle, timeout)
 
     async def stop(self, *, orderly: bool) -> None:
         """End the VM and wait until everything of it is gone.

@@ -160,7 +160,7 @@ def boot_demand(spec: Mapping[str, Any]) -> Demand:
         InvalidArgument: an annotation is no number.
     """
     annotations = spec.get("annotations", {})
-    if annotations.get(_ROLE) != "sandbox":
+    if not is_sandbox(spec):
         return container_demand(spec.get("linux", {}).get("resources", {}))
     cpu = {
         name: _number(annotations, f"{_SANDBOX_PREFIX}cpu-{name}")
@@ -170,12 +170,17 @@ def boot_demand(spec: Mapping[str, Any]) -> Demand:
     return container_demand({"cpu": cpu, "memory": memory})
 
 
+def is_sandbox(spec: Mapping[str, Any]) -> bool:
+    """Whether a container only stands for its pod."""
+    return bool(spec.get("annotations", {}).get(_ROLE) == "sandbox")
+
+
 def counted_resources(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """The resources by which a container counts: its own, and none for a pod's first one.
 
     That one only stands for the pod; what CRI gives it is not what it runs with.
     """
-    if spec.get("annotations", {}).get(_ROLE) == "sandbox":
+    if is_sandbox(spec):
         return {}
     resources: Mapping[str, Any] = spec.get("linux", {}).get("resources", {})
     return resources
@@ -239,18 +244,19 @@ def guest_cpu_list(
     Returns:
         Empty when it names no CPUs.
     """
-    own = _cpu_set(resources)
+    own = cpu_set(resources)
     if not own:
         return ""
     if len(own) >= size.vcpus:
         return f"0-{limit - 1}"  # those to come too
-    bound = (cpus for cpus in map(_cpu_set, everyone) if len(cpus) < size.vcpus)
+    bound = (cpus for cpus in map(cpu_set, everyone) if len(cpus) < size.vcpus)
     known = sorted(own.union(*bound))
     guest = sorted({known.index(cpu) % size.vcpus for cpu in own})
     return ",".join(map(str, guest))
 
 
-def _cpu_set(resources: Mapping[str, Any]) -> frozenset[int]:
+def cpu_set(resources: Mapping[str, Any]) -> frozenset[int]:
+    """The host's CPUs a container is bound to, none when it may run on any."""
     return parse_cpu_list(resources.get("cpu", {}).get("cpus", ""))
 
 

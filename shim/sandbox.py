@@ -7,7 +7,8 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from shim import process_table
 from shim.agent import Agent
 from shim.annotations import annotated
 from shim.config.model import Config
-from shim.container import Container, kill_all
+from shim.container import Container
 from shim.creation import Place, create_in_guest, make_place
 from shim.errors import (
     AlreadyExists,
@@ -40,10 +41,10 @@ from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pause import PauseContainer
 from shim.pod_builder import Backends, PodBuilder
-from shim.pod_files import make_pod_files
 from shim.pod_life import PodLife
 from shim.pod_vm import PodVm
-from shim.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
+from shim.pod_volumes import DirectVolumes, VolumeMeans
+from shim.process import Process
 from shim.requests import CreateContainer, ExecProcess
 from shim.rollback import Rollback
 from shim.stages import Stages
@@ -52,9 +53,6 @@ from shim.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxStat
 from shim.stdio.stdio import Stdio, open_stdio
 
 STOP_TIMEOUT_S = 10.0
-# From the loss of the agent's channel to the VMM's end being known.
-VMM_END_TIMEOUT_S = 5.0
-KILL_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -70,6 +68,7 @@ class Sandbox:
         publish: takes task events.
         log: the shim's log.
         stages: the pod's start.
+        direct: the direct-assigned volumes that the pod uses.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -85,6 +84,7 @@ class Sandbox:
         publish: Publish,
         log: Log,
         stages: Stages,
+        direct: DirectVolumes,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -92,6 +92,7 @@ class Sandbox:
         self._namespace = namespace
         self._given_config = self._config = config
         self._ledger = ledger
+        self._direct = direct
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -99,13 +100,13 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
-        self._runtime_dir = runtime_dir
         self._vm: PodVm | None = None
         self._place: Place | None = None
         self._settings = PodSettings()
-        self._declared: DeclaredPod | None = None
+        # What a client declared by the sandbox API, which then ends the pod too.
+        self.declared: DeclaredPod | None = None
         self._pod_files: dict[str, str] = {}
-        self._life = PodLife()
+        self.life = PodLife()
         self._cleanup = Rollback(log)
         self._builder = PodBuilder(
             sandbox_id=sandbox_id,
@@ -196,16 +197,9 @@ class Sandbox:
             self._configure(spec)
         self._in_creation.add(request.container_id)
         cleanup = Rollback(self._log)
-        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
         try:
-            with trio.fail_after(limit):
+            with self._bounded(f"container {request.container_id} was not created"):
                 container = await self._create(request, spec, cleanup)
-        except trio.TooSlowError:
-            await cleanup.unwind()
-            raise DeadlineExceeded(
-                f"container {request.container_id} was not created within {limit} s; "
-                f"last console lines: {self._console()}"
-            ) from None
         except BaseException:
             await cleanup.unwind()
             raise
@@ -241,7 +235,7 @@ class Sandbox:
             pod_pid=place.vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
-            in_pod=role is Role.MEMBER or self._declared is not None,
+            in_pod=role is Role.MEMBER or self.declared is not None,
         )
         hooks = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
@@ -262,7 +256,7 @@ class Sandbox:
 
     async def _host_pid(self, vm: PodVm, role: Role, cleanup: Rollback) -> int:
         """The host pid of a container: the VMM's for one alone, else a pid of its own."""
-        if role is Role.SINGLE and not self._containers and self._declared is None:
+        if role is Role.SINGLE and not self._containers and self.declared is None:
             return vm.pid
         stand_in = await open_stand_in(vm.pid)
         cleanup.push("its host pid", stand_in.close)
@@ -291,10 +285,9 @@ class Sandbox:
             ResourceExhausted: the VM did not get the memory.
         """
         container = self.container(container_id)
-        container.require_alive("update")
         if self._place is None:
             raise Unavailable(f"pod {self.id} has no VM")
-        await self._place.size.update(container_id, resources, container.update)
+        await self._place.resources.update(container, resources)
 
     async def open_stdio(self, container_id: str, request: CreateContainer | ExecProcess) -> Stdio:
         """Open the host ends of a process's streams."""
@@ -325,12 +318,14 @@ class Sandbox:
         self, process: Process, stdio: Stdio, before_exit: Callable[[], Awaitable[None]]
     ) -> None:
         """Have a process's streams and exit looked after for as long as it lives."""
-        agent = self.agent
+        agent, place = self.agent, self._place
+        assert place is not None
+        lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
             try:
                 await process.supervise(
-                    agent, stdio, before_exit, partial(self._lost, process), task_status=task_status
+                    agent, stdio, before_exit, lost_status, task_status=task_status
                 )
             except Exception as err:
                 if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
@@ -339,83 +334,6 @@ class Sandbox:
                 process.lost()
 
         await self._nursery.start(guarded)
-
-    async def _lost(self, process: Process) -> int:
-        """The exit status of a process whose VM is gone, and the OOM event if that is why."""
-        vm, cgroup = self._vm, self._builder.cgroup
-        if vm is None or cgroup is None:
-            return LOST_EXIT_STATUS
-        with trio.move_on_after(VMM_END_TIMEOUT_S):
-            await vm.hypervisor.exited.wait()
-        if not cgroup.oom_kills():
-            return LOST_EXIT_STATUS
-        if not process.exec_id:
-            self._log.error(
-                f"the host's OOM killer struck in the pod's cgroup {cgroup.main.path}: "
-                "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
-            )
-            self._publish(TaskOOM(process.container_id))
-        return OOM_EXIT_STATUS
-
-    # -- a pod without a pause container ------------------------------------------------
-
-    @property
-    def declared(self) -> bool:
-        """Whether a client declared it by the sandbox API, which then ends it too."""
-        return self._declared is not None
-
-    def declare(self, pod: DeclaredPod) -> None:
-        """Say what pod this is to be, before anything of it runs.
-
-        Raises:
-            AlreadyExists: it was said before, or a container is there.
-        """
-        if self._declared is not None or self._lifecycle.state is not SandboxState.NEW:
-            raise AlreadyExists(f"pod {self.id} exists already")
-        if self._refusal is not None:
-            raise self._refusal
-        self._configure(pod.spec)
-        self._declared = pod
-
-    async def start(self) -> None:
-        """Start the VM of a declared pod.
-
-        Raises:
-            FailedPrecondition: it was not declared, or has been started.
-            DeadlineExceeded: it took too long.
-        """
-        pod = self._declared
-        if pod is None:
-            raise FailedPrecondition(f"pod {self.id} has not been created")
-        self._lifecycle.require("start", SandboxState.NEW)
-        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
-        try:
-            with trio.fail_after(limit):
-                await self._started(pod.spec, Role.SANDBOX)
-                folder = str(self._runtime_dir / "etc")
-                self._pod_files = await make_pod_files(pod, folder, self._cleanup)
-        except trio.TooSlowError:
-            raise DeadlineExceeded(
-                f"pod {self.id} did not start within {limit} s; "
-                f"last console lines: {self._console()}"
-            ) from None
-
-    @property
-    def life(self) -> PodLife:
-        """When its VM started and ended."""
-        return self._life
-
-    async def stop_pod(self) -> None:
-        """Kill the containers and end the VM; the containers stay to be looked at. Idempotent."""
-        with trio.CancelScope(shield=True):
-            async with self._starting:
-                with trio.move_on_after(KILL_TIMEOUT_S):
-                    await kill_all(self._containers.values())
-                await self._stop_vm()
-                if self._lifecycle.state is not SandboxState.STOPPED:
-                    self._lifecycle.move(SandboxState.STOPPED)
-                self._life.ending = True
-                self._life.ended()
 
     # -- the VM -----------------------------------------------------------------------
 
@@ -439,8 +357,8 @@ class Sandbox:
             self._lifecycle.move(SandboxState.STARTING)
             try:
                 settings = await trio.to_thread.run_sync(pod_settings, spec)
-                if self._declared is not None:
-                    settings = replace(settings, dns=self._declared.dns)
+                if self.declared is not None:
+                    settings = replace(settings, dns=self.declared.dns)
                 vm, share = await self._builder.build(spec, settings, self._run_in_nursery)
             except BaseException:
                 await self._cleanup.unwind()
@@ -448,13 +366,21 @@ class Sandbox:
                 self._lifecycle.move(SandboxState.NEW)
                 raise
             self._cleanup.push("the VM", self._stop_vm, timeout=STOP_TIMEOUT_S)
+            means = VolumeMeans(self._ledger, self._nursery.start, self._direct)
             self._place = make_place(
-                vm, share, self._config, settings.sysctls, self._builder.cgroup, self._log
+                vm,
+                share,
+                self._config,
+                settings.sysctls,
+                self._builder.cgroup,
+                self._publish,
+                means,
+                self._log,
             )
-            self._nursery.start_soon(self._place.size.run)
+            self._nursery.start_soon(self._place.resources.run)
             self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
-            self._life.started(vm.pid)
+            self.life.started(vm.pid)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return self._place
 
@@ -479,11 +405,11 @@ class Sandbox:
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
         finally:
             if ready:
-                self._life.ended()
+                self.life.ended()
 
     async def _stop_vm(self) -> None:
         if self._vm is not None:
-            self._life.ending = True
+            self.life.ending = True
             # With no container left there is nothing to sync or to end first.
             running = (c.init.state is ProcessState.RUNNING for c in self._containers.values())
             await self._vm.stop(orderly=any(running))
@@ -492,5 +418,15 @@ class Sandbox:
         if container_id in self._containers:
             self._publish(TaskOOM(container_id))
 
-    def _console(self) -> str:
-        return " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
+    @contextmanager
+    def _bounded(self, what: str) -> Iterator[None]:
+        """Give a start the time it may take."""
+        limit = self._config.runtime.create_container_timeout + self._config.agent.dial_timeout
+        try:
+            with trio.fail_after(limit):
+                yield
+        except trio.TooSlowError:
+            console = " | ".join(self._vm.hypervisor.console_tail()[-5:]) if self._vm else ""
+            raise DeadlineExceeded(
+                f"{what} within {limit} s; last console lines: {console}"
+            ) from None

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from protos.containerd import sandbox_pb2 as pb
 from protos.containerd import types_pb2
 from shim import translate
+from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import InvalidArgument, NotFound
 from shim.pod_stats import pod_stats
-from shim.sandbox import Sandbox
 from shim.ttrpc.service import CallContext
 
 READY = "SANDBOX_READY"
@@ -34,7 +34,7 @@ class SandboxService:
         shutdown: ends the shim.
     """
 
-    def __init__(self, sandbox: Sandbox, shutdown: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, sandbox: DeclarableSandbox, shutdown: Callable[[], Awaitable[None]]) -> None:
         self._sandbox = sandbox
         self._shutdown = shutdown
         self._netns_path = ""

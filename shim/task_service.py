@@ -160,7 +160,7 @@ class TaskService:
         """End the shim, once no container is left in it."""
         if not request.id and not request.now:
             raise InvalidArgument("shutdown: the container id is empty")
-        if self._sandbox.declared:
+        if self._sandbox.declared is not None:
             return Empty()  # ShutdownSandbox ends it
         self._ending = True
         if not self._sandbox.containers:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.arch import architecture
+from vmm.spec import PmemDevice
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,11 +25,11 @@ def merge(spec: VmSpec, wanted: Mapping[str, str]) -> str:
     kernel_part, dashes, init_part = f"{spec.cmdline} ".partition(" -- ")
     words = kernel_part.split()
     given = {word.partition("=")[0] for word in words}
-    wanted = {"katapy.channel": spec.channel, **wanted}
+    wanted = {**wanted, "katapy.channel": spec.channel}
     if spec.console:
-        wanted["console"] = "ttyS0"
+        wanted["console"] = architecture(spec.arch).console
     if spec.image is not None:
-        wanted["root"] = "/dev/vda"
+        wanted["root"] = "/dev/pmem0" if isinstance(spec.image, PmemDevice) else "/dev/vda"
     if spec.memory_limit > spec.memory_bytes:
         wanted["memhp_default_state"] = "online_movable"  # so that it can be unplugged
     words += [f"{k}={v}" if v else k for k, v in wanted.items() if k not in given]

@@ -139,7 +139,7 @@ async def _exchange(
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
                 data = data[await stream.socket.sendmsg([data], [rights]) :]
             await stream.send_all(data)
-        except (trio.BrokenResourceError, OSError):
+        except (trio.BrokenResourceError, BrokenPipeError, ConnectionResetError):
             # Refused before all of it was read: the answer says why, if there is one.
             pass
         while True:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Recorder = Callable[[str, str | int], None]
 """``record(kind, value)``, called before a resource is made (a process: as soon as its
-pid is known). Kinds: ``socket`` and ``file`` with a path, ``process`` with a pid."""
+pid is known). Kinds: ``socket`` and ``file`` with a path, ``tree`` with a directory that goes
+with all that is in it, ``mount`` with a mount point, ``process`` with a pid."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class Launched:
         api: its API's socket.
         vsock: the hybrid vsock's socket; there once the guest is booted.
         capabilities: what this VM can do.
-        console: our end of the pipe that the guest's console goes to; None when the
-            process's own output is it.
+        console: our end of the pipe that the guest's console goes to, or None.
+        output_is_console: the guest's console is the process's own output.
         pipes: our ends of further pipes, and what takes their bytes.
         paths: sockets and pipes to remove when the VMM is gone.
     """
@@ -76,6 +76,7 @@ class Launched:
     vsock: Path | None
     capabilities: Capabilities
     console: int | None
+    output_is_console: bool
     pipes: Sequence[tuple[int, Callable[[bytes], object]]] = ()
     paths: list[Path] = field(default_factory=list)
 
@@ -182,7 +183,7 @@ class Machine:
         self._background.start_soon(run)
 
     def _take_output_line(self, line: str) -> None:
-        if self._launched.console is None and self.spec.console:
+        if self._launched.output_is_console:
             self._console.feed(f"{line}\n".encode())
         else:
             self._events.publish(VmmLog(line))
@@ -246,6 +247,12 @@ class Machine:
             raise VmmGone("the VM is gone", self.exit_reason)
         wanted = " or ".join(state.value for state in states)
         raise InvalidState(f"the VM is {self._state.value}, not {wanted}")
+
+    def _need_restored(self, *, wanted: bool) -> None:
+        if self.spec.restored and not wanted:
+            raise InvalidState("the VM was made to be restored, not to boot")
+        if wanted and not self.spec.restored:
+            raise InvalidState("the VM was made to boot, not to be restored")
 
     async def _or_gone(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run a call; when the VM ends meanwhile, raise that with its reason instead."""

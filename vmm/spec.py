@@ -375,6 +375,7 @@ class VmSpec:
         panic_dump: directory that gets the guest's memory when its kernel panics.
         user: numeric user and group the VMM runs as; None stays who the caller is.
         hotplug_slots: devices that can be hot-plugged at a time.
+        root_ports: places for PCI Express devices besides.
         spawn_timeout: seconds until the VMM must answer on its control channel.
         extra_args: further command-line arguments of the VMM, used as they are.
     """
@@ -410,6 +411,7 @@ class VmSpec:
     panic_dump: Path | None = None
     user: tuple[int, int] | None = None
     hotplug_slots: int = 12
+    root_ports: int = 0
     spawn_timeout: float = 30.0
     extra_args: tuple[str, ...] = ()
 

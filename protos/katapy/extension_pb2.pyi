@@ -44,11 +44,77 @@ class StdioFrame(_message.Message):
     credit: int
     def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., channel: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
 
+class RemoveDeviceRequest(_message.Message):
+    __slots__ = ("pci_path",)
+    PCI_PATH_FIELD_NUMBER: _ClassVar[int]
+    pci_path: str
+    def __init__(self, pci_path: _Optional[str] = ...) -> None: ...
+
 class SetClockRequest(_message.Message):
     __slots__ = ("unix_nanos",)
     UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
     unix_nanos: int
     def __init__(self, unix_nanos: _Optional[int] = ...) -> None: ...
+
+class PushFilesRequest(_message.Message):
+    __slots__ = ("volume", "changes")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    changes: _containers.RepeatedCompositeFieldContainer[FileChange]
+    def __init__(self, volume: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[FileChange, _Mapping]]] = ...) -> None: ...
+
+class FileChange(_message.Message):
+    __slots__ = ("path", "file_size", "file_mode", "uid", "gid", "offset", "data", "remove", "in_place")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FILE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    FILE_MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    file_size: int
+    file_mode: int
+    uid: int
+    gid: int
+    offset: int
+    data: bytes
+    remove: bool
+    in_place: bool
+    def __init__(self, path: _Optional[str] = ..., file_size: _Optional[int] = ..., file_mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., remove: _Optional[bool] = ..., in_place: _Optional[bool] = ...) -> None: ...
+
+class ListenSocketRequest(_message.Message):
+    __slots__ = ("path", "mode", "uid", "gid")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    mode: int
+    uid: int
+    gid: int
+    def __init__(self, path: _Optional[str] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+
+class SocketAccepted(_message.Message):
+    __slots__ = ("connection",)
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    connection: int
+    def __init__(self, connection: _Optional[int] = ...) -> None: ...
+
+class ConnectionFrame(_message.Message):
+    __slots__ = ("connection", "data", "eof", "credit")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EOF_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    connection: int
+    data: bytes
+    eof: bool
+    credit: int
+    def __init__(self, connection: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
 
 class Listener(_message.Message):
     __slots__ = ("protocol", "port")

@@ -18,6 +18,8 @@ from shim.cgroup.directory import OVERHEAD_NAME, CgroupDirectory, Warn
 from shim.cgroup.paths import Hierarchies, find_hierarchies, pod_path
 from shim.ledger import Entry, Ledger
 
+# From the loss of the agent's channel to the VMM's end being known.
+VMM_END_TIMEOUT_S = 5.0
 _EMPTY_LOOK_S = 0.01  # version 1 tells nobody when a cgroup becomes empty
 
 
@@ -49,6 +51,11 @@ class PodCgroup:
         """Whether vCPU threads are apart from the rest."""
         return self.overhead is not None
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were taken in one by one."""
+        return list(self._pids)
+
     def add(self, pid: int) -> None:
         """Take in a process that has just been started."""
         self._pids.append(pid)
@@ -68,6 +75,23 @@ class PodCgroup:
     def oom_kills(self) -> int:
         """How many processes in it the host's OOM killer has ended."""
         return sum(_oom_kills(directory) for directory in (self.main, self.overhead) if directory)
+
+    async def ended_by_oom(self, exited: trio.Event) -> bool:
+        """Whether the host's OOM killer is why the VM is gone.
+
+        Args:
+            exited: set when the VMM's end is known, soon after its loss was noticed.
+        """
+        with trio.move_on_after(VMM_END_TIMEOUT_S):
+            await exited.wait()
+        return self.oom_kills() > 0
+
+    def oom_text(self) -> str:
+        """What to say of it in the log."""
+        return (
+            f"the host's OOM killer struck in the pod's cgroup {self.main.path}: "
+            "the pod's memory limit has to leave room for the VM (RuntimeClass overhead)"
+        )
 
     async def remove(self) -> None:
         """Remove them once they are empty; cancelled when it takes too long."""

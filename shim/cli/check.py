@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from shim.cli import guest, host, vm
+from shim.cli import guest, host, matrix, vm
 from shim.cli.findings import Finding, Level, Probe, collect
+from shim.cli.matrix import Vmm
 from shim.cli.options import add_config_argument, configuration
 from shim.config.model import Config
 from shim.errors import ConfigError
@@ -25,10 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 1 when something keeps pods from starting."""
     findings = check(arguments.config)
     ready = all(finding.level is not Level.FAIL for finding in findings)
+    vmms = matrix.find(_config_or_defaults(arguments.config))
     if arguments.json:
-        print(as_json(findings, ready))
+        print(as_json(findings, ready, vmms))
     else:
-        print(as_text(findings, ready))
+        print(f"{as_text(findings, ready)}\n\n{matrix.as_text(vmms)}")
     return 0 if ready else 1
 
 
@@ -68,13 +70,22 @@ def check(config_file: Path | None = None) -> list[Finding]:
     return findings + collect(probes)
 
 
-def as_json(findings: Sequence[Finding], ready: bool) -> str:
-    """Return the findings as a JSON object with ``ready`` and ``findings``."""
+def _config_or_defaults(config_file: Path | None) -> Config:
+    try:
+        return configuration(config_file)
+    except ConfigError:  # one of the findings
+        return Config()
+
+
+def as_json(findings: Sequence[Finding], ready: bool, vmms: list[Vmm] | None = None) -> str:
+    """Return a JSON object with ``ready``, ``findings`` and the VMMs' ``capabilities``."""
     lines = [
         {"name": f.name, "level": f.level.value, "text": f.text, "advice": f.advice}
         for f in findings
     ]
-    return json.dumps({"ready": ready, "findings": lines}, indent=2)
+    return json.dumps(
+        {"ready": ready, "findings": lines, "vmms": matrix.as_json(vmms or [])}, indent=2
+    )
 
 
 def as_text(findings: Sequence[Finding], ready: bool) -> str:

@@ -15,6 +15,7 @@ VERBS = {
     "image": "build and list guest images",
     "bench": "measure pods on this host, beside runc",
     "cleanup": "remove what crashed sandboxes left",
+    "direct-volume": "disks that guests mount: add, remove, stats, resize",
     "version": "print the version",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments) -> int``."""
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.ERROR, format="katapy: %(message)s")
-    module = import_module(f"shim.cli.{arguments.verb}")
+    module = import_module(_module(arguments.verb))
     try:
         status: int = module.run(arguments)
         sys.stdout.flush()
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _module(verb: str) -> str:
+    return f"shim.cli.{verb.replace('-', '_')}"
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="katapy", description="Look after katapy, the runtime that gives every pod a VM."
@@ -56,7 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
         if name == wanted:
-            import_module(f"shim.cli.{name}").add_arguments(verb)
+            import_module(_module(name)).add_arguments(verb)
     return parser.parse_args(argv)
 
 

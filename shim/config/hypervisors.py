@@ -67,6 +67,11 @@ class Hypervisor:
     shared_fs: str = key("auto", rules.choice("auto", "none"))
     block_device_cache_direct: bool = key(False, rules.flag())
     disable_block_device_use: bool = key(False, rules.flag())
+    disk_rate_limiter_bw_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
+    disk_rate_limiter_bw_one_time_burst: int = key(0, rules.integer(0, _MAX_RATE, "bits"))
+    disk_rate_limiter_ops_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "per second"))
+    disk_rate_limiter_ops_one_time_burst: int = key(0, rules.integer(0, _MAX_RATE))
+    enable_hugepages: bool = key(False, rules.flag())
     rx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     tx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     enable_debug: bool = key(False, rules.flag())
@@ -123,6 +128,12 @@ class Qemu(SharingHypervisor):
     shared_fs: str = key("auto", rules.choice("auto", "virtio-fs", "virtio-9p", "none"))
     # Kata's 8192 makes reads many times slower than the largest one that is useful.
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
+    block_device_driver: str = key(
+        "virtio-blk", rules.choice("virtio-blk", "virtio-blk-pci", "virtio-scsi")
+    )
+    enable_iommu: bool = key(False, rules.flag())
+    guest_memory_dump_path: Path | None = key(None, rules.found_path("no dump"))
+    rootless: bool = key(False, rules.flag())
     pcie_root_port: int = key(0, rules.integer(0, _MAX_ROOT_PORTS))
     network_queues: int = key(1, rules.integer(1, _MAX_QUEUES))
     disable_vhost_net: bool = key(False, rules.flag())
@@ -146,6 +157,9 @@ class Firecracker(Hypervisor):
     disable_block_device_use: bool = key(
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
+    jailer_path: Path | None = key(None, rules.found_path("no jailer"))
+    # Ours. Hot-plug over it is what Firecracker calls a preview, so the operator says so.
+    enable_pci: bool = key(False, rules.flag())
     disable_seccomp: bool = key(False, rules.flag())
 
 

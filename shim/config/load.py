@@ -31,6 +31,8 @@ _FILE_MAX = 1 << 20
 _NESTED = ("hypervisor", "agent")
 _OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 _RUNC_OPTIONS = "containerd.runc.v1.Options"
+# What ctr sends for a container with a user namespace, whatever its runtime.
+_OLD_RUNC_OPTIONS = "containerd.linux.runc.CreateOptions"
 # containerd's CRI plugin puts its whole option table into config_body, and these are
 # the keys of that table that it reads itself.
 _OPTION_TABLE_KEYS = frozenset({"typeurl", "configpath", "configbody"})
@@ -259,7 +261,7 @@ def check_option_type(type_url: str) -> str:
     """
     name = type_url.rsplit("/", 1)[-1]
     # An Any without a type is how "no options" looks from some clients.
-    if name in ("", _RUNC_OPTIONS, *_OPTIONS):
+    if name in ("", _RUNC_OPTIONS, _OLD_RUNC_OPTIONS, *_OPTIONS):
         return name
     raise ConfigError(
         f"runtime option of type {type_url!r}: accepted is {_OPTIONS[0]} "

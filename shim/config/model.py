@@ -41,9 +41,15 @@ class Runtime:
     # Kata drops the profile by default; the guest's crun applies it at no cost in start
     # time worth the loss.
     disable_guest_seccomp: bool = key(False, rules.flag())
+    kubelet_root_dir: Path = key(Path("/var/lib/kubelet"), rules.path())
+    disable_guest_empty_dir: bool = key(True, rules.flag())
+    emptydir_mode: str = key("shared-fs", rules.choice("shared-fs", "block-plain"))
+    sandbox_bind_mounts: tuple[str, ...] = key((), rules.texts())
     internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
     disable_new_netns: bool = key(False, rules.flag())
+    dan_conf: Path = key(Path("/run/kata-containers/dans"), rules.path())
     static_sandbox_resource_mgmt: bool = key(False, rules.flag())
+    enable_vcpus_pinning: bool = key(False, rules.flag())
     # As runtime-rs has it; cgroup version 2 allows nothing else.
     sandbox_cgroup_only: bool = key(True, rules.flag())
 

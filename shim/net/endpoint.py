@@ -124,6 +124,31 @@ def connect(channel: RouteSocket, link: Link, wiring: Wiring) -> NetDevice:
     return making.device()
 
 
+def on_tap(link: Link, tap: str, queues: int, wiring: Wiring) -> NetDevice:
+    """Make a card on a tap of somebody's, which stays theirs.
+
+    Args:
+        link: what the guest's link is to look like.
+        tap: the tap's name in the namespace that the thread is in.
+        queues: pairs of queues.
+        wiring: whether the VMM takes descriptors.
+
+    Raises:
+        Internal: there is no such tap, or it is in use.
+    """
+    name = f"net{link.index}"
+    if not wiring.open_taps:
+        return NetDevice(name, link.mac, tap=tap, mtu=link.mtu)
+    try:
+        with RouteSocket() as channel:
+            if not link_index(channel, tap):  # opening would make one
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        fds = open_tap(tap, queues, exclusive=False)
+    except OSError as error:
+        raise Internal(f"cannot open the tap {tap} for {link.name}: {error.strerror}") from error
+    return NetDevice(name, link.mac, fds=fds, mtu=link.mtu, vhost=wiring.vhost)
+
+
 class _Making:
     """The steps of connecting, what is made so far, and what is being done."""
 

@@ -35,8 +35,15 @@ def open_netns(spec: dict[str, Any]) -> int | None:
     if wanted is None:
         return None
     path = wanted.get("path")
-    if not path:
-        return new_netns()
+    return open_netns_at(str(path)) if path else new_netns()
+
+
+def open_netns_at(path: str) -> int:
+    """Open the network namespace at a path and return a descriptor, which the caller closes.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:

@@ -23,6 +23,7 @@ from shim.ledger import Entry, Ledger
 from shim.log import Log
 from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
+from shim.net.dan import DirectDevice, DirectNetwork
 from shim.net.endpoint import Part, Wiring
 from shim.net.host_proxy import HostProxy
 from shim.net.links import Link, Scan
@@ -62,6 +63,7 @@ class PodNetwork:
         wiring: how its links are connected.
         proxy: connects the namespace to the host's network first; None when others have
             given it its links.
+        direct: the cards it has instead of those for its links, on taps of somebody's.
         ledger: takes what is made before it is.
         cleanup: the pod's rollback stack.
         log: the shim's log.
@@ -74,6 +76,7 @@ class PodNetwork:
         *,
         wiring: Wiring,
         proxy: HostProxy | None = None,
+        direct: DirectNetwork | None = None,
         ledger: Ledger,
         cleanup: Rollback,
         log: Log,
@@ -82,6 +85,7 @@ class PodNetwork:
         self._path = path
         self._wiring = wiring
         self._proxy = proxy
+        self._direct = direct
         self._ledger = ledger
         self._log = log
         self._cards: dict[int, _Card] = {}
@@ -105,6 +109,10 @@ class PodNetwork:
         Raises:
             FailedPrecondition, Internal: a link can't be connected.
         """
+        if self._direct is not None:
+            for direct in self._direct.devices:
+                await self._open_direct(direct)
+            return tuple(card.device for card in self._cards.values())
         if self._proxy is not None:
             await self._proxy.start(self._netns)
         # Opened before the first look, so that nothing is missed after it.
@@ -141,7 +149,8 @@ class PodNetwork:
         """Follow the pod's network until cancelled."""
         assert self._vm is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_namespace)
+            if self._monitor is not None:
+                nursery.start_soon(self._watch_namespace, self._monitor)
             if self._proxy is not None:
                 nursery.start_soon(self._watch_ports, self._proxy, self._vm[1])
 
@@ -151,12 +160,11 @@ class PodNetwork:
         except Exception as err:
             self._log.error(f"the pod's ports are no longer followed at the host: {err!r}")
 
-    async def _watch_namespace(self) -> None:
-        assert self._monitor is not None
+    async def _watch_namespace(self, monitor: NetworkMonitor) -> None:
         while True:
-            await self._monitor.wait()
+            await monitor.wait()
             with trio.move_on_after(QUIET_LIMIT_S):
-                await self._quiet(self._monitor)
+                await self._quiet(monitor)
             await self._follow()
 
     async def settle(self) -> None:
@@ -280,6 +288,14 @@ class PodNetwork:
         self._descriptors += device.fds
         card = self._cards[link.index] = _Card(link, device, made, entries)
         return card
+
+    async def _open_direct(self, direct: DirectDevice) -> None:
+        def make() -> NetDevice:
+            return endpoint.on_tap(direct.link, direct.tap, direct.queues, self._wiring)
+
+        device = await self._in_netns(make)
+        self._descriptors += device.fds
+        self._cards[direct.link.index] = _Card(direct.link, device, [], [])
 
     async def _forget(self, card: _Card) -> None:
         """Undo a card that no VM has (any more)."""

@@ -10,7 +10,10 @@ Source: Linux admin-guide/devices.txt; OCI runtime-spec "Default Devices".
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,66 @@ _DEFAULT_RULES: tuple[dict[str, Any], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class HostDisk:
+    """A block device of the host that a container is to have.
+
+    Attributes:
+        path: its path in the container.
+        major, minor: its numbers on the host.
+        writable: the container may write to it.
+    """
+
+    path: str
+    major: int
+    minor: int
+    writable: bool
+
+
+def host_disks(spec: Mapping[str, Any]) -> list[HostDisk]:
+    """List the block devices that a spec asks for.
+
+    A privileged container's spec has every device of the host under its own name. Those
+    are not asked for: the VM's privileged container has the devices of the VM. A volume
+    comes under a name of the pod's choice, and is.
+    """
+    linux = spec.get("linux", {})
+    rules = linux.get("resources", {}).get("devices", ())
+    privileged = bool(rules) and _allows_everything(rules[-1])
+    found = []
+    for device in linux.get("devices", ()):
+        major, minor = device.get("major", 0), device.get("minor", 0)
+        if device.get("type") != "b":
+            continue
+        if privileged and _is_hosts_own(device["path"], major, minor):
+            _log.debug("device %s of the host is not in the VM", device["path"])
+            continue
+        access = _access(rules, major, minor)
+        found.append(HostDisk(device["path"], major, minor, "w" in access))
+    return found
+
+
+def _is_hosts_own(path: str, major: int, minor: int) -> bool:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISBLK(info.st_mode) and info.st_rdev == os.makedev(major, minor)
+
+
+def _access(rules: Sequence[Mapping[str, Any]], major: int, minor: int) -> str:
+    """What the last rule about exactly this block device allows; everything without one."""
+    access = "rwm"
+    for rule in rules:
+        if (
+            rule.get("allow")
+            and rule.get("type") == "b"
+            and (rule.get("major"), rule.get("minor")) == (major, minor)
+        ):
+            access = rule.get("access", "rwm")
+    return access
+
+
 def guest_devices(
     devices: Iterable[Mapping[str, Any]], attached: Mapping[str, tuple[int, int]]
 ) -> list[dict[str, Any]]:
@@ -47,11 +110,14 @@ def guest_devices(
 
     Args:
         devices: ``linux.devices`` of the host's spec.
-        attached: path in the container to guest major and minor.
+        attached: path in the container to guest major and minor; one that ``devices``
+            does not have is a disk that came as a mount.
     """
     result = []
+    named = set()
     for device in devices:
         path = device.get("path", "")
+        named.add(path)
         number = (device.get("major", 0), device.get("minor", 0))
         if path in attached:
             major, minor = attached[path]
@@ -62,6 +128,10 @@ def guest_devices(
             result.append(dict(device))
         else:
             _log.debug("device %s (%s:%s) of the host is not in the VM", path, *number)
+    for path, (major, minor) in attached.items():
+        if path not in named:
+            numbers = {"major": major, "minor": minor}
+            result.append({"path": path, "type": "b", **numbers, "fileMode": 0o660})
     return result
 
 
@@ -91,6 +161,11 @@ def device_rules(
         for device in host_devices
         if device.get("path") in present
     }
+    access = {
+        device["path"]: _access(rules, device.get("major", 0), device.get("minor", 0))
+        for device in host_devices
+        if device.get("type") == "b" and "path" in device
+    }
     kept = [rule for rule in (_guest_rule(rule, numbers) for rule in rules) if rule is not None]
     own = (
         {
@@ -98,7 +173,7 @@ def device_rules(
             "type": device["type"],
             "major": device["major"],
             "minor": device["minor"],
-            "access": "rwm",
+            "access": access.get(device["path"], "rwm"),
         }
         for device in present.values()
     )

@@ -46,7 +46,7 @@ def guest_spec(
     *,
     container_id: str,
     rootfs_path: str,
-    mount_sources: Mapping[int, str],
+    mount_sources: Mapping[int, str | None],
     joined_namespaces: Mapping[str, str] | None = None,
     devices: Mapping[str, tuple[int, int]] | None = None,
     annotations: Mapping[str, str] | None = None,
@@ -64,7 +64,7 @@ def guest_spec(
         container_id: names the cgroup.
         rootfs_path: the root filesystem's path in the guest.
         mount_sources: guest path of each :func:`shim.oci.mounts.host_mounts` entry,
-            by its index.
+            by its index; None for one that became a device.
         joined_namespaces: type (``ipc``, ``uts``, ``pid``) to guest path, used for
             the ones that the spec joins by a path on the host. A type it joins
             that is not here becomes the container's own.
@@ -169,8 +169,13 @@ def _namespaces(
             result.append({"type": kind, "path": joined[kind]})
         else:
             result.append({"type": kind})
-    if not any(namespace["type"] == "mount" for namespace in result):
+    present = {namespace["type"] for namespace in result}
+    if "mount" not in present:
         result.append({"type": "mount"})
+    if "cgroup" not in present and not is_privileged(linux):
+        # Specs of hosts with cgroup v1 have none: there a container sees its own cgroup
+        # without, and only its own.
+        result.append({"type": "cgroup"})
     if network_path is not None:
         result.append({"type": "network", "path": network_path})
     return result

@@ -93,13 +93,14 @@ def served_by_guest(mount: Mapping[str, Any]) -> bool:
 
 
 def guest_mounts(
-    spec: Mapping[str, Any], sources: Mapping[int, str], *, shm: str = GUEST_SHM
+    spec: Mapping[str, Any], sources: Mapping[int, str | None], *, shm: str = GUEST_SHM
 ) -> list[dict[str, Any]]:
     """Rewrite the mounts of ``spec`` for the guest.
 
     Args:
         spec: the host's spec.
-        sources: guest path for each :class:`HostMount`, by its index.
+        sources: guest path for each :class:`HostMount`, by its index; a mount whose path
+            is None became a device and is left out.
         shm: the guest's directory for a bound /dev/shm.
 
     Raises:
@@ -126,6 +127,8 @@ def guest_mounts(
                 raise InvalidArgument(
                     f"mount {mount['destination']}: {mount.get('source')} is not shared with the VM"
                 )
+            if sources[index] is None:
+                continue
             rewritten["source"] = sources[index]
         result.append(rewritten)
     return result

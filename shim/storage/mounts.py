@@ -118,15 +118,18 @@ async def bind(
     *,
     read_only: bool = False,
     recursive: bool = True,
+    devices: bool = True,
     timeout: float = MOUNT_TIMEOUT,
 ) -> Any:
     """Show ``source`` at ``target``, read-only all the way down if so wanted.
+
+    ``devices`` False keeps device nodes there from being opened.
 
     Args, result and errors are those of :func:`mount`.
     """
 
     def call() -> None:
-        attach_clone(source, target, recursive=recursive, read_only=read_only)
+        attach_clone(source, target, recursive=recursive, read_only=read_only, devices=devices)
 
     return await _recorded(call, target, recorder, timeout, f"bind of {source} at {target}")
 

@@ -1,7 +1,8 @@
 """Decides how a container's root file system reaches the guest.
 
 A block device or image file goes to the VM as a disk, which the guest mounts: no file
-server is in the way. Everything else is mounted on the host and shared.
+server is in the way. Everything else is mounted on the host and shared, or packed into a
+disk where the VM shares nothing.
 
 Source: containerd snapshotters' mounts (contract §5.2).
 """
@@ -56,6 +57,18 @@ class BlockRootfs:
     options: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PackedRootfs:
+    """Pack what these mounts, or a ready directory, show into a read-only disk.
+
+    Attributes:
+        mounts, directory: as those of :class:`SharedRootfs`.
+    """
+
+    mounts: tuple[Mount, ...]
+    directory: str
+
+
 def is_block_device(path: str) -> bool:
     """Whether ``path`` is a block device."""
     try:
@@ -72,7 +85,7 @@ def plan_rootfs(
     can_attach: bool,
     guest_filesystems: Collection[str] = GUEST_FILESYSTEMS,
     is_block: Callable[[str], bool] = is_block_device,
-) -> SharedRootfs | BlockRootfs:
+) -> SharedRootfs | BlockRootfs | PackedRootfs:
     """Choose the way of a root file system into the guest.
 
     Args:
@@ -97,13 +110,14 @@ def plan_rootfs(
         disk = _as_disk(mounts[0], guest_filesystems, is_block)
     if disk is not None:
         return disk
-    if not can_share:
-        kinds = ", ".join(entry.type for entry in mounts) or "a directory"
-        raise Unimplemented(
-            f"rootfs ({kinds}): this hypervisor shares no directories and the root is no disk; "
-            "use the blockfile or devmapper snapshotter"
-        )
-    return SharedRootfs(tuple(mounts), bundle_root)
+    if can_share:
+        return SharedRootfs(tuple(mounts), bundle_root)
+    if can_attach:
+        return PackedRootfs(tuple(mounts), bundle_root)
+    kinds = ", ".join(entry.type for entry in mounts) or "a directory"
+    raise Unimplemented(
+        f"rootfs ({kinds}): this VM shares no directories and takes no further disks"
+    )
 
 
 def _as_disk(

@@ -29,6 +29,9 @@ from shim.storage.rootfs import SharedRootfs
 GUEST_SHARE = "/run/kata-containers/shared/containers"
 """Where the guest mounts the share."""
 
+SANDBOX_MOUNTS = "sandbox-mounts"
+"""Below the share: what the configuration shows every guest."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _NAME_MAX = 64
 
@@ -101,7 +104,7 @@ class Share:
 
     async def add_volume(
         self,
-        container_id: str,
+        owner: str,
         source: str,
         *,
         read_only: bool = False,
@@ -109,7 +112,14 @@ class Share:
     ) -> str:
         """Share a directory or file of the host; returns its path in the guest.
 
-        Mounts that appear below ``source`` later are seen in the guest.
+        Mounts that appear below ``source`` later are seen in the guest. A device node that
+        the guest makes there can't be opened by the file server.
+
+        Args:
+            owner: whose it is, for :meth:`remove`; becomes part of the path.
+            source: absolute path.
+            read_only: the guest can't write to it, whatever it mounts or remounts.
+            recursive: with the mounts below it.
 
         Raises:
             NotFound: there is no ``source``.
@@ -126,33 +136,53 @@ class Share:
             raise Unimplemented(f"volume {source}: a device node of the host is not in the VM")
         self._serial += 1
         base = _UNSAFE.sub("_", os.path.basename(source.rstrip("/")) or "root")[:_NAME_MAX]
-        name = f"{container_id}-{self._serial}-{base}"
-        contents = self._containers.setdefault(container_id, _Contents())
+        name = f"{owner}-{self._serial}-{base}"
+        contents = self._containers.setdefault(owner, _Contents())
 
         async def build(made: _Contents) -> None:
             target = os.path.join(self.root, name)
-            if stat.S_ISDIR(mode):
-                self._mkdir(made, target, container_id)
-            else:
-                self._touch(made, target, container_id)
+            self._make_like(made, source, target)
             note = await bind(
                 source,
                 target,
-                _ForContainer(self._recorder, container_id),
+                self._recorder,
                 read_only=read_only,
                 recursive=recursive,
+                devices=False,
             )
             made.made.append(_Made("mount", target, note))
 
         await self._building(contents, build)
         return f"{GUEST_SHARE}/{name}"
 
-    async def remove(self, container_id: str) -> None:
-        """Take everything of a container away. Idempotent.
+    async def add_sandbox_mount(self, entry: str) -> None:
+        """Share a host path of ``sandbox_bind_mounts`` under its own name, for all the pod.
+
+        Args:
+            entry: the path, with ``:ro`` (as without) or ``:rw`` after it.
+
+        Raises:
+            NotFound: there is no such path.
+            InvalidArgument: another one has the same name.
+            Internal, DeadlineExceeded: it can't be shared.
+        """
+        folder = os.path.join(self.root, SANDBOX_MOUNTS)
+        path, target, read_only = _sandbox_mount(entry, folder)
+
+        async def build(made: _Contents) -> None:
+            self._mkdir(made, folder, "")
+            self._make_like(made, path, target)
+            note = await bind(path, target, self._recorder, read_only=read_only, devices=False)
+            made.made.append(_Made("mount", target, note))
+
+        await self._building(self._own, build)
+
+    async def remove(self, owner: str) -> None:
+        """Take everything of a container or other owner away. Idempotent.
 
         What can't be undone is logged and stays on record; the rest is done anyway.
         """
-        contents = self._containers.pop(container_id, None)
+        contents = self._containers.pop(owner, None)
         if contents is not None:
             await self._undo(contents)
 
@@ -189,13 +219,21 @@ class Share:
 
     def _mkdir(self, made: _Contents, path: str, container_id: str) -> None:
         recorder = _ForContainer(self._recorder, container_id)
-        with contextlib.suppress(FileExistsError):
-            note = recorder.add("dir", path=path)
-            made.made.append(_Made("dir", path, note))
-            os.mkdir(path, 0o755)
+        if os.path.isdir(path):
+            return
+        note = recorder.add("dir", path=path)
+        made.made.append(_Made("dir", path, note))
+        os.mkdir(path, 0o755)
 
-    def _touch(self, made: _Contents, path: str, container_id: str) -> None:
-        note = _ForContainer(self._recorder, container_id).add("file", path=path)
+    def _make_like(self, made: _Contents, source: str, target: str) -> None:
+        """Make what ``source`` can be bound over."""
+        if os.path.isdir(source):
+            self._mkdir(made, target, "")
+        else:
+            self._touch(made, target)
+
+    def _touch(self, made: _Contents, path: str) -> None:
+        note = self._recorder.add("file", path=path)
         made.made.append(_Made("file", path, note))
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
 
@@ -231,6 +269,18 @@ class _ForContainer:
     def remove(self, entry: Any) -> None:
         """See :class:`Recorder`."""
         self._recorder.remove(entry)
+
+
+def _sandbox_mount(entry: str, folder: str) -> tuple[str, str, bool]:
+    """Path of an entry of ``sandbox_bind_mounts``, its target, and whether it is read-only."""
+    path, mode = (entry[:-3], entry[-2:]) if entry.endswith((":ro", ":rw")) else (entry, "ro")
+    path = os.path.normpath(path)
+    if not path.startswith("/") or not os.path.exists(path):
+        raise NotFound(f"[runtime] sandbox_bind_mounts: there is no {path}")
+    target = os.path.join(folder, os.path.basename(path))
+    if os.path.lexists(target):
+        raise InvalidArgument(f"[runtime] sandbox_bind_mounts: another path is named as {path}")
+    return path, target, mode == "ro"
 
 
 def _inside(root: str, target: str) -> str:

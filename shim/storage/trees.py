@@ -22,6 +22,7 @@ def attach_clone(
     *,
     recursive: bool,
     read_only: bool = False,
+    devices: bool = True,
     user_namespace: int | None = None,
 ) -> None:
     """Show ``source`` at ``target``, which exists and is of the same kind.
@@ -31,12 +32,15 @@ def attach_clone(
         target: absolute path.
         recursive: with the mounts below it.
         read_only: for all of them.
+        devices: False lets nobody open a device node there.
         user_namespace: descriptor of the namespace to map the owners by.
 
     Raises:
         OSError: as the system calls.
     """
     attributes = syscalls.MOUNT_ATTR_RDONLY if read_only else 0
+    if not devices:
+        attributes |= syscalls.MOUNT_ATTR_NODEV
     if user_namespace is not None:
         attributes |= syscalls.MOUNT_ATTR_IDMAP
     tree = syscalls.open_tree(source, recursive=recursive)

@@ -12,6 +12,7 @@ from shim.cgroup.paths import Hierarchies, find_hierarchies
 from tests.support.ctr import Ctr
 from tests.support.events import Events
 from tests.support.runtime_processes import helpers, kill_process, shim_of, vmm_of
+from tests.support.task_api import update
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
@@ -48,7 +49,8 @@ def test_vcpus_apart(
 ) -> None:
     if hierarchies.version == 2:
         pytest.skip("version 2 has no such split")
-    config = configured("[runtime]\nsandbox_cgroup_only = false")
+    options = "sandbox_cgroup_only = false\nenable_vcpus_pinning = true"
+    config = configured(f"[runtime]\n{options}")
     name = ctr.start("sleep", "1000", options=config)
     vmm = vmm_of(ctr, name).pid
     assert _cgroups(vmm, hierarchies) == {f"/katapy_overhead/{name}"}
@@ -58,6 +60,9 @@ def test_vcpus_apart(
         if Path(f"/proc/{vmm}/task/{task}/comm").read_text().startswith("CPU ")
     ]
     assert len(vcpus) == 1
+    cpu = max(os.sched_getaffinity(0))
+    update(ctr, name, {"cpu": {"cpus": str(cpu)}})
+    assert os.sched_getaffinity(vcpus[0]) == {cpu}
     assert _cgroups(vmm, hierarchies, vcpus[0]) == {f"/{ctr.namespace}/katapy_{name}"}
 
 

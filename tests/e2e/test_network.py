@@ -277,7 +277,14 @@ def test_the_hosts_network_through_sockets_of_the_host(
         with sock:
             sock.sendall(b"in\n")
         assert told.result(SEEN).text == "in"
-    eventually(lambda: dial_host(port) is None, "the port is free again", timeout=SEEN)
+    eventually(lambda: is_refused(port), "the port is free again", timeout=SEEN)
+
+
+def is_refused(port: int) -> bool:
+    sock = dial_host(port)
+    if sock is not None:
+        sock.close()
+    return sock is None
 
 
 def dial_host(port: int) -> socket.socket | None:
@@ -285,6 +292,30 @@ def dial_host(port: int) -> socket.socket | None:
         return socket.create_connection(("127.0.0.1", port), 5)
     except ConnectionRefusedError:
         return None
+
+
+def test_a_directly_attached_tap(
+    ctr: Ctr, world: Netns, tmp_path: Path, configured: Callable[[str], tuple[str, str]]
+) -> None:
+    world.ip("tuntap", "add", "dtap0", "mode", "tap")
+    world.ip("addr", "add", "192.0.2.1/24", "dev", "dtap0")
+    world.ip("link", "set", "dtap0", "up")
+    interface = {"ip_addresses": ["192.0.2.2/24"], "mtu": 1400}
+    device = {
+        "name": "eth0",
+        "guest_mac": "02:00:00:00:00:aa",
+        "device": {"type": "host-tap", "tap_name": "dtap0"},
+        "network_info": {"interface": interface, "routes": [{"dest": "", "gateway": "192.0.2.1"}]},
+    }
+    name = ctr.new_id()
+    document = {"netns": world.path, "devices": [device]}
+    (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    option = configured(f'[runtime]\ndan_conf = "{tmp_path}"')
+    ctr.start("sleep", "1000", name=name, options=option)
+    assert ctr.exec(name, "ping", "-c", "2", "-W", "5", "192.0.2.1").code == 0
+    assert "default via 192.0.2.1" in ctr.exec(name, "ip", "route").text
+    ctr.remove_all()
+    assert world.links() == {"lo", "dtap0"}
 
 
 @pytest.mark.core

@@ -103,6 +103,8 @@ def test_process(pod: Pod) -> None:
     spec["process"]["args"] = ["sleep", "1000"]
     argv = pod._command(spec, name, "--detach", "--null-io")
     Ctr.expect_ok(Ctr.finish(argv, timeout=60), argv)
+    score = Path(f"/proc/{pod.ctr.pid(pod.id)}/oom_score_adj")  # the VMM's
+    assert score.read_text().strip() == "321"
     exec_script = "id -G; ulimit -n; grep -E 'NoNewPrivs|CapAmb' /proc/self/status | tr -d '\\t'"
     assert pod.ctr.exec(name, "sh", "-c", exec_script).text.splitlines() == [
         *("1001 10 2000", "333", f"CapAmb:{raw}", "NoNewPrivs:1")

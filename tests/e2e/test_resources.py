@@ -91,7 +91,7 @@ def test_pod_grows_and_shrinks(ctr: Ctr, configured: Callable[[str], tuple[str, 
     update(ctr, member, {"cpu": {"quota": 50_000}, "memory": {"limit": 200 * MIB}})
     assert _limit(ctr, member, "cpu.max") == "50000 100000"
     assert _limit(ctr, member, "memory.max") == str(200 * MIB)
-    assert _seen(ctr, pod)[1] < larger - 200
+    eventually(lambda: _seen(ctr, pod)[1] < larger - 200, "memory to be given back", timeout=40)
 
     update(ctr, member, {"memory": {"limit": 400 * MIB}})
     before = _seen(ctr, pod)[1]

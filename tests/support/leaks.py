@@ -10,7 +10,11 @@ from pathlib import Path
 from tests.support.processes import descendants, processes, reap_orphans
 from tests.support.waiting import eventually
 
-SHARED_DIRS = [Path("/run/containerd"), Path("/run/katapy")]
+SHARED_DIRS = [
+    Path("/run/containerd"),
+    Path("/run/katapy"),
+    Path("/run/kata-containers/shared/direct-volumes"),
+]
 """Directories that have one place for all daemons of the host."""
 
 _SOCKET_PREFIXES = tuple(f"{path}/" for path in SHARED_DIRS)

@@ -12,7 +12,7 @@ from deploy.lib.busybox import IMAGE_NAME
 from deploy.lib.containerd import Daemon
 from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2
-from tests.support.cri_client import CriClient
+from tests.support.cri_client import CriClient, CriError
 from tests.support.node_network import NetworkNamespace
 from tests.support.waiting import eventually
 from tests.support.websocket import Stream
@@ -70,9 +70,15 @@ class Kubelet:
 
     def remove_all(self) -> None:
         """Stop and remove every pod there is."""
+        errors = []
         for item in self.client.call("ListPodSandbox").items:
-            self.client.call("StopPodSandbox", pod_sandbox_id=item.id)
-            self.client.call("RemovePodSandbox", pod_sandbox_id=item.id)
+            try:
+                self.client.call("StopPodSandbox", pod_sandbox_id=item.id)
+                self.client.call("RemovePodSandbox", pod_sandbox_id=item.id)
+            except CriError as error:  # the others are to go nevertheless
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 class Pod:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vmm.firecracker.jail import Jailer
     from vmm.firecracker.launch import Started
     from vmm.hypervisor import Recorder, Resized
     from vmm.spec import AttachedDevice, Device, RateLimit, VmSpec
@@ -44,7 +46,9 @@ class FirecrackerHypervisor(Machine):
         binary: Firecracker program or its name; empty takes ``firecracker``.
         pci: start it with PCI, which from 1.16 on (as a preview) can hot-plug disks,
             cards and pmem; without, disks are hot-plugged by placeholders.
-        record: told of each socket, file and process, for the caller's ledger.
+        jailer: run it as a user of its own in a directory of its own; None does not.
+        record: told of each socket, file and process, for the caller's ledger; with a
+            jailer also of a directory (``tree``) and mounts (``mount``).
     """
 
     program = "Firecracker"
@@ -55,9 +59,11 @@ class FirecrackerHypervisor(Machine):
         *,
         binary: str | Path = "",
         pci: bool = False,
+        jailer: Jailer | None = None,
         record: Recorder | None = None,
     ) -> None:
         super().__init__(spec, record)
+        self._jailer = jailer
         self._binary = binary
         self._pci = pci
         self._started: Started
@@ -65,7 +71,10 @@ class FirecrackerHypervisor(Machine):
         self._log = LineTail(lambda line: self._events.publish(VmmLog(line)))
         self._counters = Counters()
         self._flushed = trio.Event()
-        self._was_resumed = False
+        # Until 1.17 the guest's sockets take no new connection after a pause that no
+        # snapshot was made in.
+        self._paused_plainly = False
+        self._deaf = False
 
     async def __aenter__(self) -> FirecrackerHypervisor:
         await self._enter()
@@ -73,7 +82,11 @@ class FirecrackerHypervisor(Machine):
 
     def _launch(self) -> Launched:
         started = self._started = launching.launch(
-            self.spec, binary=self._binary, pci=self._pci, record=self._record
+            self.spec,
+            binary=self._binary,
+            pci=self._pci,
+            jailer=self._jailer,
+            record=self._record,
         )
         pipes = [(started.metrics, self._take_metrics)]
         if started.log is not None:
@@ -84,6 +97,7 @@ class FirecrackerHypervisor(Machine):
             vsock=started.vsock,
             capabilities=started.capabilities,
             console=started.console,
+            output_is_console=started.log is not None,
             pipes=pipes,
             paths=started.paths,
         )
@@ -95,7 +109,12 @@ class FirecrackerHypervisor(Machine):
 
     def _make_api(self, launched: Launched) -> HttpClient:
         self._hotplug = HotPlug(
-            self._call, self._started.plan, launched.capabilities, self._events.publish
+            self._call,
+            self._started.plan,
+            launched.capabilities,
+            self._started.jail,
+            self._started.inside.placeholder,
+            self._events.publish,
         )
         return HttpClient(launched.api, vmm=launched.capabilities.vmm, timeout=_API_TIMEOUT)
 
@@ -111,6 +130,10 @@ class FirecrackerHypervisor(Machine):
     ) -> ExitReason:
         return exit_reason(returncode, [*stderr, *self._log.snapshot()], console)
 
+    def _clean_up(self) -> None:
+        if self._started.jail is not None:
+            self._started.jail.remove()
+
     @property
     def devices(self) -> Mapping[str, AttachedDevice]:
         """Devices by id."""
@@ -121,15 +144,9 @@ class FirecrackerHypervisor(Machine):
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
-        inside = self._started.inside
-        requests = boot_requests(
-            self.spec,
-            self._started.plan,
-            vsock=inside[launching.VSOCK_SOCKET],
-            serial_out=inside[launching.CONSOLE_PIPE] if self.spec.console else "",
-            metrics=inside[launching.METRICS_PIPE],
-        )
-        for method, target, body in requests:
+        self._need_restored(wanted=False)
+        started = self._started
+        for method, target, body in boot_requests(self.spec, started.plan, started.inside):
             await self._call(method, target, body)
         await self._action("InstanceStart", timeout=_BOOT_TIMEOUT)
         self._set_state(VmState.RUNNING)
@@ -141,20 +158,23 @@ class FirecrackerHypervisor(Machine):
         """See :meth:`vmm.hypervisor.Hypervisor.pause`."""
         self._need(*RUNNING)
         await self._call("PATCH", "/vm", {"state": "Paused"})
+        self._paused_plainly = True
         self._set_state(VmState.PAUSED)
 
     async def resume(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.resume`."""
         self._need(VmState.PAUSED)
         await self._call("PATCH", "/vm", {"state": "Resumed"})
-        self._was_resumed = True
+        if self._paused_plainly and not self._started.plan.features.has("vsock_after_resume"):
+            self._deaf = True
+        self._paused_plainly = False
         self._set_state(VmState.RUNNING)
 
     async def dial_agent(self, timeout: float) -> trio.SocketStream:
         """See :meth:`vmm.hypervisor.Hypervisor.dial_agent`."""
         self._need(*RUNNING)
         features = self._started.plan.features
-        if self._was_resumed and not features.has("vsock_after_resume"):
+        if self._deaf:
             # It would hang for ever; connections from before the pause go on.
             detail = f"new connections after a resume need {features.since('vsock_after_resume')}"
             raise Unsupported("vsock", detail, features.vmm)
@@ -215,7 +235,7 @@ class FirecrackerHypervisor(Machine):
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
-        self._need(*RUNNING)
+        self._need(*LIVE)
         flushed = self._flushed
         await self._action("FlushMetrics")
         with trio.move_on_after(_METRICS_TIMEOUT):
@@ -234,8 +254,12 @@ class FirecrackerHypervisor(Machine):
         """See :meth:`vmm.hypervisor.Hypervisor.snapshot`."""
         self._need(VmState.PAUSED)
         self.capabilities.require("snapshot")
-        vsock = self._started.inside[launching.VSOCK_SOCKET]
-        await snapshots.create(self._call, target, self._started.plan, vsock)
+        started = self._started
+        if started.jail is not None:
+            bring_in = partial(started.jail.bring_in, target, read_only=False)
+            await trio.to_thread.run_sync(bring_in)
+        await snapshots.create(self._call, target, started.plan, started.inside.vsock)
+        self._paused_plainly = False
 
     async def restore(self, source: Path) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.restore`.
@@ -245,14 +269,12 @@ class FirecrackerHypervisor(Machine):
         """
         self._need(VmState.SPAWNED)
         self.capabilities.require("snapshot")
-        inside = self._started.inside
-        await snapshots.load(
-            self._call,
-            source,
-            self._started.plan,
-            metrics=inside[launching.METRICS_PIPE],
-            vsock=inside[launching.VSOCK_SOCKET],
-        )
+        self._need_restored(wanted=True)
+        started = self._started
+        if started.jail is not None:
+            bring_in = partial(started.jail.bring_in, source, read_only=True)
+            await trio.to_thread.run_sync(bring_in)
+        await snapshots.load(self._call, source, started.plan, started.inside)
         self._set_state(VmState.PAUSED)
 
     # -- ending -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.events import Event
+    from vmm.firecracker.jail import Jail
     from vmm.firecracker.plan import Placed, Plan
     from vmm.hypervisor import Capabilities
     from vmm.spec import AttachedDevice, Device, RateLimit
@@ -45,6 +47,8 @@ class HotPlug:
         call: makes a request.
         plan: the VM's devices and free places.
         capabilities: what this VM can do.
+        jail: where files must be brought to; None for nowhere.
+        placeholder: the empty file of free placeholders, as Firecracker sees it.
         publish: takes events.
     """
 
@@ -53,11 +57,15 @@ class HotPlug:
         call: Call,
         plan: Plan,
         capabilities: Capabilities,
+        jail: Jail | None,
+        placeholder: str,
         publish: Callable[[Event], None],
     ) -> None:
         self._call = call
         self._plan = plan
         self._capabilities = capabilities
+        self._jail = jail
+        self._placeholder = placeholder
         self._publish = publish
 
     def require(self, device: Device) -> None:
@@ -78,10 +86,24 @@ class HotPlug:
         self.require(device)
         # Being cancelled between request and answer would leave a device nobody knows of.
         with trio.move_on_after(timeout, shield=True):
-            if isinstance(device, BlockDevice) and self._capabilities.block_hot == "swap":
-                return await self._swap_in(device)
-            return await self._add(device)
+            await self._bring_in(device)
+            try:
+                if isinstance(device, BlockDevice) and self._capabilities.block_hot == "swap":
+                    return await self._swap_in(device)
+                return await self._add(device)
+            except VmmError:
+                await self._take_out(device)
+                raise
         raise ControlTimeout(f"Firecracker did not attach {device.id} within {timeout:g} s")
+
+    async def _bring_in(self, device: Device) -> None:
+        if self._jail is not None and isinstance(device, (BlockDevice, PmemDevice)):
+            bring_in = partial(self._jail.bring_in, device.path, read_only=device.read_only)
+            await trio.to_thread.run_sync(bring_in)
+
+    async def _take_out(self, device: Device) -> None:
+        if self._jail is not None and isinstance(device, (BlockDevice, PmemDevice)):
+            await trio.to_thread.run_sync(self._jail.take_out, device.path)
 
     async def _add(self, device: Device) -> AttachedDevice:
         placed = self._plan.add_pci(device)
@@ -115,13 +137,14 @@ class HotPlug:
         if placed.name in self._plan.pool:
             body = {
                 "drive_id": placed.name,
-                "path_on_host": self._plan.placeholder,
+                "path_on_host": self._placeholder,
                 "rate_limiter": limiter(None, change=True),
             }
             await self._call("PATCH", placed.target, body, timeout=timeout)
         else:
             await self._call("DELETE", placed.target, timeout=timeout)
         self._plan.release(placed)
+        await self._take_out(placed.handle.device)
         self._publish(DeviceRemoved(handle.id))
 
     async def resize_block(self, handle: AttachedDevice, size_bytes: int) -> None:

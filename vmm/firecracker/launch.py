@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import InvalidConfig
 from vmm.firecracker.features import Features
-from vmm.firecracker.plan import Plan, make_plan
+from vmm.firecracker.jail import Jail, Jailer
+from vmm.firecracker.plan import Inside, Plan, boot_requests, make_plan
 from vmm.pipes import make_fifo
 from vmm.sockets import check_length
 from vmm.spawn import spawn
-from vmm.spec import BalloonDevice, VsockDevice
+from vmm.spec import BalloonDevice, BlockDevice, PmemDevice, VsockDevice
 from vmm.version import ask_version, find_program
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from vmm.hypervisor import Capabilities, Recorder
     from vmm.spec import VmSpec
@@ -30,8 +31,10 @@ VSOCK_SOCKET = "vsock.sock"
 CONSOLE_PIPE = "console"
 LOG_PIPE = "log"
 METRICS_PIPE = "metrics"
+JAIL_LINK = "jail"
 PLACEHOLDER = "placeholder"
-_PLACEHOLDER_BYTES = 4096
+# One sector, by which the guest knows a drive that has no file of its own yet.
+_PLACEHOLDER_BYTES = 512
 
 
 @dataclass
@@ -44,11 +47,12 @@ class Started:
         capabilities: what this VM can do.
         api: its API's socket.
         vsock: its hybrid vsock's socket, and how it sees that itself.
-        console: our end of the console's pipe; None when stdout is the console.
-        log: our end of the log's pipe; None when stdout is the log.
+        console: our end of the console's pipe, or None.
+        log: our end of the log's pipe, when stdout is the console; or None.
         metrics: our end of the metrics' pipe.
-        inside: pipes and sockets as Firecracker sees them, by their name here.
+        inside: pipes and sockets as Firecracker sees them.
         paths: what to remove afterwards.
+        jail: where it is locked in; None for nowhere.
     """
 
     child: subprocess.Popen[bytes]
@@ -59,8 +63,9 @@ class Started:
     console: int | None
     log: int | None
     metrics: int
-    inside: dict[str, str]
+    inside: Inside
     paths: list[Path]
+    jail: Jail | None
 
 
 def probe(binary: str | Path, *, pci: bool) -> tuple[Path, Features]:
@@ -75,7 +80,7 @@ def probe(binary: str | Path, *, pci: bool) -> tuple[Path, Features]:
     return program, features
 
 
-def capabilities(spec: VmSpec, plan: Plan) -> Capabilities:
+def capabilities(spec: VmSpec, plan: Plan, *, jailed: bool = False) -> Capabilities:
     """Return what a VM of this spec can do: the version's features that it asked for."""
     found = plan.features.capabilities()
     why_not = dict(found.why_not)
@@ -87,6 +92,7 @@ def capabilities(spec: VmSpec, plan: Plan) -> Capabilities:
     swap = found.block_hot == "swap" and not plan.pool
     if swap:
         why_not["block_hot"] = "hotplug_slots over 0, and a free device number"
+    why_not["jail"] = why_not["rootless"] = "a Jailer"
     return replace(
         found,
         block_hot="none" if swap else found.block_hot,
@@ -98,6 +104,8 @@ def capabilities(spec: VmSpec, plan: Plan) -> Capabilities:
         and any(balloon.free_page_reporting for balloon in balloons),
         console=spec.console,
         hugepages=spec.hugepages,
+        jail=jailed,
+        rootless=jailed,
         seccomp=spec.sandbox_seccomp,
         why_not=why_not,
     )
@@ -108,6 +116,7 @@ def launch(
     *,
     binary: str | Path,
     pci: bool,
+    jailer: Jailer | None,
     record: Recorder,
 ) -> Started:
     """Start Firecracker, with nothing configured yet.
@@ -116,6 +125,7 @@ def launch(
         spec: the VM.
         binary: program or its name; empty takes ``firecracker``.
         pci: start it with PCI.
+        jailer: lock it in; None runs it as this user.
         record: told of each socket and file before it is made, and of the process.
 
     Raises:
@@ -123,73 +133,112 @@ def launch(
         Conflict, LimitExceeded: its devices don't fit.
     """
     program, features = probe(binary, pci=pci)
-    directory = spec.runtime_dir
-    outside = {
-        name: directory / name
-        for name in (API_SOCKET, VSOCK_SOCKET, CONSOLE_PIPE, LOG_PIPE, METRICS_PIPE, PLACEHOLDER)
-    }
-    for device in spec.devices:
-        if isinstance(device, VsockDevice) and device.uds is not None:
-            outside[VSOCK_SOCKET] = device.uds
-    check_length(outside[API_SOCKET])
-    check_length(outside[VSOCK_SOCKET])
-    inside = {name: str(path) for name, path in outside.items()}
-    plan = make_plan(spec, features, map_path=str, placeholder=inside[PLACEHOLDER])
-    # Before 1.14 the console is stdout, so the log must not be.
-    has_serial = features.has("serial_out")
+    command = [str(program)]
+    plan = make_plan(spec, features)
+    boot_requests(spec, plan, Inside())  # refuses what is wrong before anything is made
     with ExitStack() as undo:
-        paths: list[Path] = []
-
-        def claim(name: str, kind: str) -> Path:
-            path = outside[name]
-            record(kind, str(path))
-            paths.append(path)
-            undo.callback(_unlink, path)
-            _unlink(path)
-            return path
-
-        def pipe(name: str) -> int:
-            fd = make_fifo(claim(name, "file"))
-            undo.callback(_close, fd)
-            return fd
-
-        claim(API_SOCKET, "socket")
-        claim(VSOCK_SOCKET, "socket")
-        console = pipe(CONSOLE_PIPE) if has_serial and spec.console else None
-        log = None if has_serial else pipe(LOG_PIPE)
-        metrics = pipe(METRICS_PIPE)
+        jail = None
+        if jailer is not None:
+            jail_program = find_program(
+                jailer.binary, "jailer", "jailer_path in [hypervisor.firecracker]"
+            )
+            link = spec.runtime_dir / JAIL_LINK
+            jail = Jail(jailer, program, vm_id(spec.name), link, record)
+            undo.callback(jail.remove)
+            jail.make()
+            for path, read_only in _files(spec):
+                jail.bring_in(path, read_only=read_only)
+            plan.map_path = jail.map_path
+            command = jail.arguments(jail_program)
+        places = _Places(spec, jail, record, undo)
+        # Before 1.14 the console is stdout, so the log must not be.
+        has_serial = features.has("serial_out")
+        api, vsock = places.claim(API_SOCKET, "socket"), places.claim(VSOCK_SOCKET, "socket")
+        console = places.pipe(CONSOLE_PIPE) if has_serial and spec.console else None
+        log = None if has_serial else places.pipe(LOG_PIPE)
+        metrics = places.pipe(METRICS_PIPE)
         if plan.pool:
-            _write_placeholder(claim(PLACEHOLDER, "file"))
-        argv = _arguments(spec, features, inside, separate_log=log is not None)
-        child = spawn([str(program), *argv, *spec.extra_args], netns=spec.netns)
+            _write_placeholder(places.claim(PLACEHOLDER, "file"), jail)
+        command += ["--api-sock", places.inside(API_SOCKET)]
+        if jail is None:
+            command += ["--id", vm_id(spec.name)]
+        if features.pci:
+            command.append("--enable-pci")
+        if not spec.sandbox_seccomp:
+            command.append("--no-seccomp")
+        if log is not None:
+            command += ["--log-path", places.inside(LOG_PIPE)]
+        child = spawn([*command, *spec.extra_args], netns=spec.netns)
         undo.callback(child.kill)
         record("process", child.pid)
         undo.pop_all()
     return Started(
-        child,
-        plan,
-        capabilities(spec, plan),
-        outside[API_SOCKET],
-        outside[VSOCK_SOCKET],
-        console,
-        log,
-        metrics,
-        inside,
-        paths,
+        child=child,
+        plan=plan,
+        capabilities=capabilities(spec, plan, jailed=jail is not None),
+        api=api,
+        vsock=vsock,
+        console=console,
+        log=log,
+        metrics=metrics,
+        inside=Inside(
+            vsock=places.inside(VSOCK_SOCKET),
+            serial_out=places.inside(CONSOLE_PIPE) if spec.console else "",
+            metrics=places.inside(METRICS_PIPE),
+            placeholder=places.inside(PLACEHOLDER),
+        ),
+        paths=places.paths,
+        jail=jail,
     )
 
 
-def _arguments(
-    spec: VmSpec, features: Features, inside: dict[str, str], *, separate_log: bool
-) -> Sequence[str]:
-    arguments = ["--api-sock", inside[API_SOCKET], "--id", vm_id(spec.name)]
-    if features.pci:
-        arguments.append("--enable-pci")
-    if not spec.sandbox_seccomp:
-        arguments.append("--no-seccomp")
-    if separate_log:
-        arguments += ["--log-path", inside[LOG_PIPE]]
-    return arguments
+class _Places:
+    """Where sockets and pipes are, out here and as Firecracker sees them."""
+
+    def __init__(self, spec: VmSpec, jail: Jail | None, record: Recorder, undo: ExitStack) -> None:
+        self._directory = spec.runtime_dir if jail is None else jail.link / "run"
+        self._jail = jail
+        self._record = record
+        self._undo = undo
+        self._uds = None
+        self.paths: list[Path] = []
+        if jail is None:
+            vsocks = [device for device in spec.devices if isinstance(device, VsockDevice)]
+            self._uds = vsocks[0].uds if vsocks else None
+
+    def outside(self, name: str) -> Path:
+        if name == VSOCK_SOCKET and self._uds is not None:
+            return self._uds
+        return self._directory / name
+
+    def inside(self, name: str) -> str:
+        return str(self.outside(name)) if self._jail is None else f"/run/{name}"
+
+    def claim(self, name: str, kind: str) -> Path:
+        path = self.outside(name)
+        if kind == "socket":
+            check_length(path)
+        self._record(kind, str(path))
+        self.paths.append(path)
+        self._undo.callback(_unlink, path)
+        _unlink(path)
+        return path
+
+    def pipe(self, name: str) -> int:
+        owner = None if self._jail is None else self._jail.owner
+        fd = make_fifo(self.claim(name, "file"), owner)
+        self._undo.callback(os.close, fd)
+        return fd
+
+
+def _files(spec: VmSpec) -> Iterator[tuple[Path, bool]]:
+    """Yield what Firecracker must open, and whether for reading only."""
+    yield spec.kernel, True
+    if spec.initrd is not None:
+        yield spec.initrd, True
+    for device in (spec.image, *spec.devices):
+        if isinstance(device, (BlockDevice, PmemDevice)):
+            yield device.path, device.read_only
 
 
 def vm_id(name: str) -> str:
@@ -204,10 +253,12 @@ def vm_id(name: str) -> str:
     return f"{plain[:47]}-{digest}"
 
 
-def _write_placeholder(path: Path) -> None:
+def _write_placeholder(path: Path, jail: Jail | None) -> None:
     try:
         with path.open("xb") as file:
             file.truncate(_PLACEHOLDER_BYTES)
+        if jail is not None:
+            os.chown(path, *jail.owner)
     except OSError as error:
         raise InvalidConfig(f"can't write {path}: {error.strerror}") from error
 
@@ -215,8 +266,3 @@ def _write_placeholder(path: Path) -> None:
 def _unlink(path: Path) -> None:
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _close(fd: int) -> None:
-    with suppress(OSError):
-        os.close(fd)

@@ -18,6 +18,7 @@ from vmm import cmdline
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.firecracker import bodies
 from vmm.firecracker.features import MAX_VCPUS, MEM_BLOCK, MEM_SLOT, MMIO_DEVICES, PCI_SLOTS
+from vmm.qemu_only import refuse
 from vmm.spec import (
     MIB,
     AttachedDevice,
@@ -79,19 +80,16 @@ class Plan:
 
     Args:
         features: what this Firecracker has.
-        map_path: a host path as the VMM sees it.
-        placeholder: the empty file that free placeholders are on, as the VMM sees it.
         hot_memory_bytes: size of the virtio-mem device; 0 for none.
     """
 
     features: Features
-    map_path: Callable[[Path], str]
-    placeholder: str
     hot_memory_bytes: int
     placed: dict[str, Placed] = field(default_factory=dict)
     free_slots: list[int] = field(default_factory=list)
     pool: dict[str, tuple[bool, str]] = field(default_factory=dict)
     free_placeholders: list[str] = field(default_factory=list)
+    map_path: Callable[[Path], str] = str
     _serial: int = 0
 
     def new_name(self, device: Device) -> str:
@@ -174,10 +172,11 @@ def check(spec: VmSpec, features: Features) -> None:
         InvalidConfig, Unsupported: naming version and feature.
     """
     features.check()
+    refuse(spec, features.vmm)
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
         if path is not None and not path.is_file():
             raise InvalidConfig(f"{what}: no file at {path}")
-    if not features.has("bzimage") and spec.kernel.open("rb").read(4) != _ELF:
+    if not features.has("bzimage") and not _is_elf(spec.kernel):
         raise InvalidConfig(
             f"{features.vmm} starts uncompressed kernels (vmlinux) only, {spec.kernel} is none; "
             f"compressed ones need {features.since('bzimage')}"
@@ -188,8 +187,6 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported(
             "vcpu_up", "Firecracker can't add virtual CPUs: max_vcpus must be 0", features.vmm
         )
-    if spec.memory_bytes < MIB or spec.memory_bytes % MIB:
-        raise InvalidConfig("a VM needs whole MiB of memory")
     if spec.memory_limit > spec.memory_bytes:
         if not features.has("memory_hotplug"):
             raise Unsupported("mem_up", features.since("memory_hotplug"), features.vmm)
@@ -199,10 +196,13 @@ def check(spec: VmSpec, features: Features) -> None:
         raise Unsupported(
             "serial_agent", "Firecracker has no virtio-serial: set channel to vsock", features.vmm
         )
-    if spec.accel == "tcg":
-        raise InvalidConfig(f"{features.vmm} needs KVM and can't emulate")
     for device in (spec.image, *spec.devices):
         _check_kind(device, features)
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ELF)) == _ELF
 
 
 def _check_kind(device: Device | None, features: Features) -> None:
@@ -219,9 +219,7 @@ def _check_kind(device: Device | None, features: Features) -> None:
         raise Unsupported(capability, f"{device.id}: {why}", features.vmm)
 
 
-def make_plan(
-    spec: VmSpec, features: Features, *, map_path: Callable[[Path], str], placeholder: str
-) -> Plan:
+def make_plan(spec: VmSpec, features: Features) -> Plan:
     """Place everything a VM has at boot, and its placeholders.
 
     Raises:
@@ -230,7 +228,7 @@ def make_plan(
     """
     check(spec, features)
     hot_memory = -(-(spec.memory_limit - spec.memory_bytes) // MEM_SLOT) * MEM_SLOT
-    plan = Plan(features, map_path, placeholder, hot_memory)
+    plan = Plan(features, hot_memory)
     devices = [*([spec.image] if spec.image is not None else []), *spec.devices]
     if not any(isinstance(device, VsockDevice) for device in devices):
         devices.append(VsockDevice())
@@ -296,32 +294,45 @@ def _add_pool(plan: Plan, count: int) -> None:
 Request = tuple[Literal["PUT", "PATCH"], str, "Body"]
 
 
-def boot_requests(
-    spec: VmSpec, plan: Plan, *, vsock: str, serial_out: str, metrics: str
-) -> list[Request]:
+@dataclass(frozen=True)
+class Inside:
+    """Sockets, pipes and files of ours as Firecracker sees them.
+
+    Args:
+        vsock: the hybrid vsock's socket.
+        serial_out: where the console goes; empty for nowhere.
+        metrics: where metrics go.
+        placeholder: the empty file that free placeholders are on.
+    """
+
+    vsock: str = ""
+    serial_out: str = ""
+    metrics: str = ""
+    placeholder: str = ""
+
+
+def boot_requests(spec: VmSpec, plan: Plan, inside: Inside) -> list[Request]:
     """Return the requests that configure a VM before it starts, in order.
 
     Args:
         spec: the VM.
         plan: its devices, placed.
-        vsock: the hybrid vsock's socket as the VMM sees it.
-        serial_out: where the console goes, as the VMM sees it; empty for nowhere.
-        metrics: where metrics go, as the VMM sees it.
+        inside: what it is to use of ours.
     """
     features = plan.features
     requests: list[Request] = [
-        ("PUT", "/metrics", {"metrics_path": metrics}),
+        ("PUT", "/metrics", {"metrics_path": inside.metrics}),
         ("PUT", "/machine-config", _machine_config(spec)),
         ("PUT", "/boot-source", _boot_source(spec, plan)),
     ]
-    if serial_out and features.has("serial_out"):
-        requests.append(("PUT", "/serial", {"serial_out_path": serial_out}))
-    requests += [_device_request(placed, plan, vsock) for placed in plan.placed.values()]
+    if inside.serial_out and features.has("serial_out"):
+        requests.append(("PUT", "/serial", {"serial_out_path": inside.serial_out}))
+    requests += [_device_request(placed, plan, inside.vsock) for placed in plan.placed.values()]
     for name, (read_only, _) in plan.pool.items():
         body = {
             "drive_id": name,
             "is_root_device": False,
-            "path_on_host": plan.placeholder,
+            "path_on_host": inside.placeholder,
             "is_read_only": read_only,
             "cache_type": "Writeback",
             "io_engine": "Sync",

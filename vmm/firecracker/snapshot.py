@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vmm.firecracker.bodies import Body
     from vmm.firecracker.hotplug import Call
-    from vmm.firecracker.plan import Plan
+    from vmm.firecracker.plan import Inside, Plan
 
 STATE_FILE = "vmstate"
 MEMORY_FILE = "memory"
@@ -43,15 +43,14 @@ async def create(call: Call, target: Path, plan: Plan, vsock: str) -> None:
     await trio.Path(target / NOTES_FILE).write_text(json.dumps({"vsock": vsock}))
 
 
-async def load(call: Call, source: Path, plan: Plan, *, metrics: str, vsock: str) -> None:
+async def load(call: Call, source: Path, plan: Plan, inside: Inside) -> None:
     """Load what :func:`create` saved; the VM is paused then.
 
     Args:
         call: makes a request.
         source: the directory.
         plan: this VM's devices: its taps take the place of those at the time.
-        metrics: where metrics go, as Firecracker sees it; not part of a snapshot.
-        vsock: this VM's socket as Firecracker sees it.
+        inside: this VM's socket, and where metrics go, which is not in a snapshot.
 
     Raises:
         InvalidConfig: there is no snapshot.
@@ -79,12 +78,12 @@ async def load(call: Call, source: Path, plan: Plan, *, metrics: str, vsock: str
     if overrides:
         body["network_overrides"] = overrides
     if features.has("vsock_override"):
-        body["vsock_override"] = {"uds_path": vsock}
-    elif former != vsock:
+        body["vsock_override"] = {"uds_path": inside.vsock}
+    elif former != inside.vsock:
         raise Unsupported(
             "restore_overrides",
             f"of the vsock socket: {features.since('vsock_override')}, or {former} again",
             features.vmm,
         )
-    await call("PUT", "/metrics", {"metrics_path": metrics})
+    await call("PUT", "/metrics", {"metrics_path": inside.metrics})
     await call("PUT", "/snapshot/load", body, timeout=_TIMEOUT)

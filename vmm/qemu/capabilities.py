@@ -22,12 +22,17 @@ _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
 _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
+_NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
+_NEED_PCI = (
+    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware"),
+    *("pmem_cold", "vfio_cold", "vfio_hot"),
+)
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
     """Return what is possible, from what was asked for and what QEMU has."""
     pci = spec.machine != "microvm"
-    hot = pci and spec.hotplug_slots > 0
+    hot = pci and spec.hotplug_slots + spec.root_ports > 0
     hot_memory = hot_memory_bytes(spec) > 0
     fs_share = "vhost-user-fs-pci" in features.devices
     balloons = [device for device in spec.devices if isinstance(device, BalloonDevice)]
@@ -70,7 +75,24 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         hugepages=True,
         rootless=True,
         seccomp=features.sandbox,
+        vmm=f"QEMU {features.version_text}",
+        why_not=_why_not(spec, pci=pci, hot_memory=hot_memory),
     )
+
+
+def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
+    if not pci:
+        why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
+    elif not spec.hotplug_slots:
+        why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
+    if not hot_memory:
+        why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
+    if spec.vcpu_limit == spec.vcpus:
+        why_not |= dict.fromkeys(("vcpu_up", "vcpu_down"), "max_vcpus over vcpus")
+    else:
+        why_not["vcpu_down"] = "KVM, or QEMU 10 or later"
+    return why_not
 
 
 def _can_remove_cpus(features: QemuFeatures, accelerator: Accelerator) -> bool:

@@ -11,6 +11,7 @@ from vmm.qemu import memory
 from vmm.qemu.kernel_line import kernel_arguments
 from vmm.qemu.memory import memory_arguments, virtio_mem_arguments
 from vmm.qemu.plan import AGENT_PORT_ID, SCSI_ID
+from vmm.qemu.steps import IOMMU_OPTIONS
 from vmm.spec import MIB, BlockDevice, NinePDevice, PmemDevice, SerialDevice
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from vmm.qemu.plan import Plan
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
+
+
+# The firmware leaves no addresses for devices to come behind a bridge that looks empty.
+_BRIDGE_ROOM = "io-reserve=4k,mem-reserve=16m,pref64-reserve=32m"
+_BRIDGE_CHASSIS = 100  # apart from the root ports' numbers
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,8 @@ def _has_nvdimm(spec: VmSpec) -> bool:
 def _iommu(spec: VmSpec) -> list[str]:
     if not spec.iommu:
         return []
-    # Before every other device, which it would not see; and each virtio device has to be
-    # told to use it.
-    return [
-        *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
-        *("-global", "virtio-device.iommu_platform=on"),
-    ]
+    # Before every other device, which it would not see.
+    return ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
 
 
 def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
@@ -205,14 +207,15 @@ def _console(listeners: Listeners) -> list[str]:
 
 def _ports(plan: Plan) -> list[str]:
     arguments: list[str] = []
-    for number, port in enumerate(plan.ports, start=1):
-        if port.direct:
-            continue
-        option = f"pcie-root-port,id={port.name},bus=pcie.0,chassis={number},slot={number}"
-        option += f",addr={port.slot:02x}.{port.function:x}"
-        if port.multifunction and port.function == 0:
+    for number, (name, slot, function, shared) in enumerate(plan.places.ports, start=1):
+        option = f"pcie-root-port,id={name},bus=pcie.0,chassis={number},slot={number}"
+        option += f",addr={slot:02x}.{function:x}"
+        if shared and function == 0:
             option += ",multifunction=on"
         arguments += ["-device", option]
+    for number, (name, slot) in enumerate(plan.places.bridges, start=_BRIDGE_CHASSIS):
+        option = f"pci-bridge,id={name},bus=pcie.0,addr={slot:02x},chassis_nr={number},shpc=off"
+        arguments += ["-device", f"{option},{_BRIDGE_ROOM}"]
     return arguments
 
 
@@ -222,7 +225,7 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
         arguments += [
             "-device",
             f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}"
-            + (",disable-legacy=on" if plan.iommu else ""),
+            + (f",{IOMMU_OPTIONS}" if plan.iommu else ""),
         ]
     controller_made = False
     for placed in plan.placed.values():
@@ -240,7 +243,7 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
 def _serial_controller(plan: Plan) -> str:
     if plan.pci:
         option = f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
-        return f"{option},disable-legacy=on" if plan.iommu else option
+        return f"{option},{IOMMU_OPTIONS}" if plan.iommu else option
     return "virtio-serial-device,id=vserial"
 
 

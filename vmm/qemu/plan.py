@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded
 from vmm.qemu import recipe
+from vmm.qemu.places import FIRST_PC_SLOT, Place, Places, choose, make_places
 from vmm.spec import (
     AttachedDevice,
     BlockDevice,
@@ -28,47 +29,9 @@ if TYPE_CHECKING:
 
 AGENT_PORT_ID = "agent"
 AGENT_PORT_NAME = "org.katapy.agent.0"
-_FIRST_PORT_SLOT = 0x10
-_LAST_SLOT = 0x1E  # 0x1f is the chipset's own
-_FIRST_PC_SLOT = 2  # the host bridge and the ISA bridge come before
-_PC_COLD_SLOTS = 12
-_PORT_SLOTS = _LAST_SLOT - _FIRST_PORT_SLOT + 1
-_FUNCTIONS = 8
 SCSI_ID = "scsi0"
 SCSI_TARGETS = 256
-MAX_PORTS = _PORT_SLOTS * _FUNCTIONS
 MMIO_TRANSPORTS = 24
-
-
-@dataclass(frozen=True)
-class Port:
-    """A place for one hot-plugged device: a root port, or a slot of the root bus.
-
-    Args:
-        name: the bus the device is put on.
-        slot: of the port, or of the device itself.
-        function: of the port.
-        multifunction: whether the slot has several ports.
-        direct: it is a slot of the root bus, no port.
-    """
-
-    name: str
-    slot: int
-    function: int = 0
-    multifunction: bool = False
-    direct: bool = False
-
-    @property
-    def path(self) -> PciPath:
-        """Guest address of the device."""
-        if self.direct:
-            return PciPath(((self.slot, 0),))
-        return PciPath(((self.slot, self.function), (0, 0)))
-
-    @property
-    def addr(self) -> str:
-        """Slot of the device on its bus."""
-        return f"{self.slot:02x}" if self.direct else "00"
 
 
 @dataclass(frozen=True)
@@ -78,7 +41,7 @@ class Placed:
     handle: AttachedDevice
     recipe: Recipe
     fds: tuple[int, ...] = ()
-    port: Port | None = None
+    place: Place | None = None
 
 
 @dataclass
@@ -93,8 +56,8 @@ class Plan:
 
     pci: bool
     placed: dict[str, Placed] = field(default_factory=dict)
-    ports: tuple[Port, ...] = ()
-    free_ports: list[Port] = field(default_factory=list)
+    places: Places = field(default_factory=lambda: Places(()))
+    free_places: list[Place] = field(default_factory=list)
     bus: str = "pcie.0"
     iommu: bool = False
     controller_slot: int = 0
@@ -110,11 +73,7 @@ class Plan:
             LimitExceeded: none is left.
         """
         slot = self._next_slot
-        limit = (
-            (self.ports[0].slot if self.ports else _LAST_SLOT + 1)
-            if self.pci
-            else (MMIO_TRANSPORTS + 1)
-        )
+        limit = self.places.first_taken if self.pci else MMIO_TRANSPORTS + 1
         if slot >= limit:
             raise LimitExceeded(f"{what}: no slot is left for a device at boot")
         self._next_slot += 1
@@ -147,7 +106,7 @@ class Plan:
             if self.pci:
                 made = made.at(self.bus, f"{slot:02x}")
                 if self.iommu:
-                    made = made.modern()
+                    made = made.behind_iommu()
                 address = PciPath(((slot, 0),))
             else:
                 address = MmioIndex(slot - 1)
@@ -172,12 +131,13 @@ class Plan:
             placed = Placed(AttachedDevice(device, address, hot=True), made)
             self.placed[device.id] = placed
             return placed
-        if not self.free_ports:
-            raise LimitExceeded(f"{device.id}: all {len(self.ports)} hot-plug ports are in use")
         made = recipe.build(device, self.new_name(device), pci=True, fds=fds)
-        port = self.free_ports.pop(0)
-        handle = AttachedDevice(device, port.path, hot=True)
-        placed = Placed(handle, made.at(port.name, port.addr), port=port)
+        place = choose(self.free_places, device)
+        if place is None:
+            count = len(self.places.free)
+            raise LimitExceeded(f"{device.id}: all {count} places for hot-plug are in use")
+        handle = AttachedDevice(device, place.path, hot=True)
+        placed = Placed(handle, made.at(place.bus, f"{place.addr:02x}"), place=place)
         self.placed[device.id] = placed
         return placed
 
@@ -185,8 +145,8 @@ class Plan:
         """Give a device's id and port back, once it is really gone."""
         if self.placed.get(placed.handle.id) is placed:
             del self.placed[placed.handle.id]
-            if placed.port is not None:
-                self.free_ports.append(placed.port)
+            if placed.place is not None:
+                self.free_places.append(placed.place)
             if isinstance(placed.handle.address, ScsiAddress):
                 self.free_targets.append(placed.handle.address.target)
 
@@ -228,14 +188,12 @@ def make_plan(spec: VmSpec) -> Plan:
     """
     pci = spec.machine != "microvm"
     plan = Plan(pci, iommu=spec.iommu)
+    if pci:
+        plan.places = make_places(spec)
+        plan.free_places = list(plan.places.free)
     if spec.machine == "pc":
         plan.bus = "pci.0"
-        # ACPI hot-plug needs no ports there, and the chipset has the first slots.
-        plan.ports = _make_slots(plan.bus, spec.hotplug_slots)
-        plan._next_slot = _FIRST_PC_SLOT
-    elif pci:
-        plan.ports = _make_ports(spec.hotplug_slots)
-    plan.free_ports = list(plan.ports)
+        plan._next_slot = FIRST_PC_SLOT
     if spec.image is not None:
         plan.add_cold(spec.image)  # first, so that the guest calls it vda
     if spec.channel == "serial" or any(isinstance(d, SerialDevice) for d in spec.devices):
@@ -252,23 +210,3 @@ def make_plan(spec: VmSpec) -> Plan:
     for device in spec.devices:
         plan.add_cold(device)
     return plan
-
-
-def _make_slots(bus: str, count: int) -> tuple[Port, ...]:
-    limit = _LAST_SLOT - _FIRST_PC_SLOT - _PC_COLD_SLOTS
-    if not 0 <= count <= limit:
-        raise InvalidConfig(f"hotplug_slots: 0 to {limit} on pc, not {count}")
-    return tuple(Port(bus, _LAST_SLOT - count + 1 + index, direct=True) for index in range(count))
-
-
-def _make_ports(count: int) -> tuple[Port, ...]:
-    if not 0 <= count <= MAX_PORTS:
-        raise InvalidConfig(f"hotplug_slots: 0 to {MAX_PORTS}, not {count}")
-    # A port to a slot while they last, as simple addresses are easier on every agent.
-    width = -(-count // _PORT_SLOTS)
-    slots = -(-count // width) if width else 0
-    first = _LAST_SLOT - slots + 1
-    return tuple(
-        Port(f"rp{index}", first + index // width, index % width, width > 1)
-        for index in range(count)
-    )

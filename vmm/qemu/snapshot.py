@@ -148,6 +148,6 @@ def likeness(spec: VmSpec, features: QemuFeatures) -> dict[str, Any]:
         "memory_in_file": spec.memory_file is not None,
         "cpu_model": spec.cpu_model,
         "channel": spec.channel,
-        "hotplug_slots": spec.hotplug_slots,
+        "hotplug_slots": [spec.hotplug_slots, spec.root_ports],
         "devices": [[type(device).__name__, device.id] for device in spec.devices],
     }

@@ -134,6 +134,7 @@ def _snapshot(scope: Scope, network: NetworkNamespace, folder: Path) -> Snapshot
     found = snapshot(scope)
     return {
         **found,
+        "link": frozenset(),  # of the host; the daemon's network namespace is looked at below
         # All pods are below a group of the run's name; others of the host are not ours.
         "cgroup": frozenset(path for path in found["cgroup"] if scope.token in path),
         # Unix sockets are listed by network namespace, and the daemon has its own.

@@ -115,11 +115,12 @@ async def test_packet_filter(guest: Guest, is_ipv6: bool) -> None:
 
 
 async def test_errors(guest: Guest) -> None:
-    interface: dict[str, Any] = {"hwAddr": "02:00:00:00:00:99", "name": "eth9"}
+    # With a path it is a plugged card, for which the agent waits less long.
+    interface: dict[str, Any] = {"hwAddr": "02:00:00:00:00:99", "name": "eth9", "devicePath": "1e"}
     request = agent_pb2.UpdateInterfaceRequest(interface=interface)
     with pytest.raises(TtrpcError, match="Link not found"):
         await guest.agent.UpdateInterface(request, timeout=LIMIT)
-    request.interface.hwAddr = MAC
+    request.interface.hwAddr, request.interface.devicePath = MAC, ""
     request.interface.IPAddresses.add(address="192.0.2.300", mask="24")
     with pytest.raises(TtrpcError, match="bad IP address") as caught:
         await guest.agent.UpdateInterface(request, timeout=LIMIT)

@@ -16,9 +16,11 @@ import pytest
 import trio
 
 from shim.errors import InvalidArgument, KatapyError, NotFound, Unimplemented
+from shim.storage.disk import make_scratch
 from shim.storage.mounts import bind, mount, unmount
 from shim.storage.options import Mount
-from shim.storage.rootfs import SharedRootfs
+from shim.storage.pack import Packing
+from shim.storage.rootfs import PackedRootfs, SharedRootfs
 from shim.storage.share import GUEST_SHARE, Share
 
 
@@ -323,6 +325,89 @@ async def late_mounts_of_a_volume_are_seen(base: Path) -> None:
     assert is_mount(source / "late")
 
 
+async def sandbox_mounts_are_read_only_unless_said(base: Path) -> None:
+    """What the configuration shows every guest is below one folder, by its own name."""
+    tools, data, file = directory(base / "tools", a="1"), directory(base / "data"), base / "f"
+    file.write_text("x")
+    ledger = Ledger()
+    share = Share(str(base / "share"), ledger)
+    await share.prepare()
+    for entry in (f"{tools}", f"{data}:rw", f"{file}:ro"):
+        await share.add_sandbox_mount(entry)
+    below = base / "share" / "sandbox-mounts"
+    assert (below / "tools" / "a").read_text() == "1"
+    (below / "data" / "new").touch()
+    for path in (below / "tools" / "a", below / "f"):
+        with pytest.raises(OSError, match="Read-only"):
+            path.write_text("y")
+    with pytest.raises(NotFound, match="sandbox_bind_mounts"):
+        await share.add_sandbox_mount(f"{base}/none")
+    namesake = directory(base / "other" / "tools")
+    with pytest.raises(InvalidArgument, match="another path is named"):
+        await share.add_sandbox_mount(str(namesake))
+    await share.aclose()
+    assert ledger.entries == {}
+
+
+async def a_volume_has_no_usable_device_nodes(base: Path) -> None:
+    """A node that a hostile guest makes opens nothing on the host."""
+    source = directory(base / "source")
+    share = Share(str(base / "share"), Ledger())
+    await share.prepare()
+    await share.add_volume("c", str(source))
+    node = base / "share" / "c-1-source" / "null"
+    os.mknod(node, 0o020666, os.makedev(1, 3))
+    with pytest.raises(PermissionError):
+        node.read_bytes()
+    assert (source / "null").read_bytes() == b""
+    await share.aclose()
+
+
+async def a_packed_rootfs_leaves_only_its_image(base: Path) -> None:
+    """What an overlay shows is in the image; the mounts made for it are gone."""
+    lower, upper, work = (directory(base / name) for name in ("l", "u", "w"))
+    (lower / "below").write_text("l")
+    (upper / "above").write_text("u")
+    options = (f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}")
+    ledger = Ledger()
+    packing = Packing(str(base / "rootfs" / "one"), ledger, "c")
+    image = await packing.pack(PackedRootfs((Mount("overlay", "overlay", "", options),), ""))
+    assert mounted_below(base) == []
+    assert [kind for kind, _ in ledger.entries.values()] == ["file"]
+    target = directory(base / "target")
+    run("mount", "-t", "erofs", "-o", "loop", image, target)
+    assert sorted(os.listdir(target)) == ["above", "below"]
+    run("umount", target)
+    await packing.aclose()
+    await packing.aclose()
+    assert ledger.entries == {}
+    assert list((base / "rootfs").iterdir()) == []
+    with pytest.raises(KatapyError, match=r"/none"):
+        await packing.pack(PackedRootfs((Mount("bind", "/none", "", ("rbind",)),), ""))
+    await packing.aclose()
+    assert ledger.entries == {}
+    assert list((base / "rootfs").iterdir()) == []
+
+
+async def a_scratch_disk_is_empty_and_its_owners(base: Path) -> None:
+    """And it is kept, not made again, when it is there."""
+    folder = directory(base / "volume")
+    image = make_scratch(str(folder), uid=5, gid=7, mode=0o2770)
+    assert os.listdir(folder) == ["disk.img"]
+    assert os.stat(image).st_blocks * 512 < os.stat(image).st_size // 4
+    target = directory(base / "target")
+    run("mount", "-o", "loop", image, target)
+    info = target.stat()
+    assert (info.st_mode & 0o7777, info.st_uid, info.st_gid) == (0o2770, 5, 7)
+    assert os.listdir(target) == []
+    (target / "data").write_text("kept")
+    run("umount", target)
+    assert make_scratch(str(folder), uid=0, gid=0, mode=0o700) == image
+    run("mount", "-o", "loop", image, target)
+    assert (target / "data").read_text() == "kept"
+    run("umount", target)
+
+
 async def a_failing_rootfs_is_rolled_back(base: Path) -> None:
     """The mounts made before the failing one go again."""
     ledger = Ledger()
@@ -375,6 +460,10 @@ CASES = [
     share_reaches_a_server_in_its_own_namespace,
     late_mounts_of_a_volume_are_seen,
     a_failing_rootfs_is_rolled_back,
+    sandbox_mounts_are_read_only_unless_said,
+    a_volume_has_no_usable_device_nodes,
+    a_packed_rootfs_leaves_only_its_image,
+    a_scratch_disk_is_empty_and_its_owners,
     what_cannot_be_shared_is_said,
 ]
 

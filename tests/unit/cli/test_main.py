@@ -14,7 +14,7 @@ from shim.version import VERSION
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_a_module_with_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(import_module(f"shim.cli.{verb}").run)
+    assert callable(import_module(f"shim.cli.{verb.replace('-', '_')}").run)
     with pytest.raises(SystemExit) as caught:
         main([verb, "--help"])
     assert caught.value.code == 0

@@ -13,7 +13,8 @@ from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.qemu import command
 from vmm.qemu.accel import Accelerator
 from vmm.qemu.kernel_line import kernel_cmdline
-from vmm.qemu.plan import MAX_PORTS, make_plan
+from vmm.qemu.places import MAX_PORTS
+from vmm.qemu.plan import make_plan
 from vmm.qemu.probe import QemuFeatures, parse
 from vmm.spec import (
     MIB,
@@ -28,6 +29,7 @@ from vmm.spec import (
     PciPath,
     RngDevice,
     SerialDevice,
+    VfioDevice,
     VmSpec,
     VsockDevice,
 )
@@ -310,7 +312,8 @@ def test_room_to_grow(spec: VmSpec) -> None:
         ({"memory_bytes": 1000}, "whole MiB"),
         ({"kernel": Path("/nonexistent")}, "kernel: no file at /nonexistent"),
         ({"initrd": Path("/nonexistent")}, "initrd: no file at /nonexistent"),
-        ({"hotplug_slots": MAX_PORTS + 1}, "hotplug_slots: 0 to 120"),
+        ({"hotplug_slots": 121}, "hotplug_slots: 0 to 120"),
+        ({"root_ports": MAX_PORTS + 1}, "root ports: 0 to 64"),
     ],
 )
 def test_mistakes(spec: VmSpec, change: dict[str, Any], message: str) -> None:
@@ -318,22 +321,32 @@ def test_mistakes(spec: VmSpec, change: dict[str, Any], message: str) -> None:
         Line(replace(spec, **change))
 
 
-@pytest.mark.parametrize("count", [0, 1, 12, 15, 16, 40, MAX_PORTS])
-def test_hotplug_ports(spec: VmSpec, count: int, disk: BlockDevice) -> None:
-    line = Line(replace(spec, hotplug_slots=count))
-    ports = [value for value in line.values("-device") if value.startswith("pcie-root-port")]
-    addresses = {value.partition("addr=")[2].partition(",")[0] for value in ports}
-    assert len(ports) == len(addresses) == count
-    assert all(0x10 <= int(address.split(".")[0], 16) <= 0x1E for address in addresses)
+@pytest.mark.parametrize(("slots", "ports"), [(0, 0), (1, 0), (30, 3), (31, 8), (120, MAX_PORTS)])
+def test_places_for_hotplug(spec: VmSpec, slots: int, ports: int, disk: BlockDevice) -> None:
+    line = Line(replace(spec, hotplug_slots=slots, root_ports=ports))
+    made = [value for value in line.values("-device") if value.startswith("pc")]
+    assert sum(value.startswith("pcie-root-port") for value in made) == ports
+    assert sum(value.startswith("pci-bridge") for value in made) == -(-slots // 30)
+    addresses = {value.partition("addr=")[2].partition(",")[0] for value in made}
+    assert len(addresses) == len(made)
     paths = set()
-    for number in range(count):
+    for number in range(slots + ports):
         placed = line.plan.add_hot(replace(disk, id=str(number)), ())
-        assert isinstance(placed.handle.address, PciPath)
         paths.add(str(placed.handle.address))
-    assert len(paths) == count
-    assert all("." not in path for path in paths) or count > 15
+    assert len(paths) == slots + ports
     with pytest.raises(LimitExceeded):
         line.plan.add_hot(disk, ())
+
+
+def test_a_device_of_the_host_gets_a_root_port(spec: VmSpec) -> None:
+    plan = make_plan(replace(spec, hotplug_slots=1, root_ports=1))
+    placed = plan.add_hot(VfioDevice("card", "0000:01:00.0"), ())
+    assert placed.place is not None
+    assert placed.place.root_port
+    # Without one the bridge has to do.
+    second = plan.add_hot(VfioDevice("other", "0000:02:00.0"), ())
+    assert second.place is not None
+    assert not second.place.root_port
 
 
 def test_a_port_is_free_again_after_release(spec: VmSpec, disk: BlockDevice) -> None:

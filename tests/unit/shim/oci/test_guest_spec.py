@@ -90,13 +90,14 @@ def test_namespaces_name_nothing_of_the_host() -> None:
         {"type": "ipc", "path": "/guest/ipc"},
         {"type": "uts"},
         {"type": "mount"},
+        {"type": "cgroup"},
         {"type": "network", "path": "/proc/1/ns/net"},
     ]
 
 
 def test_a_kata_agent_gets_no_network_namespace() -> None:
     types = [n["type"] for n in build(network_path=None)["linux"]["namespaces"]]
-    assert types == ["pid", "ipc", "uts", "mount"]
+    assert types == ["pid", "ipc", "uts", "mount", "cgroup"]
 
 
 def test_a_host_name_needs_a_uts_namespace() -> None:
@@ -160,6 +161,7 @@ def test_a_privileged_container_may_use_every_device() -> None:
     result = build(spec)
     assert result["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
     assert result["annotations"][EVERY_DEVICE] == "true"
+    assert {"type": "cgroup"} not in result["linux"]["namespaces"]  # sees the VM's
     assert EVERY_DEVICE not in build()["annotations"]
     spec = cri_container()
     spec["annotations"][EVERY_DEVICE] = "true"  # not for a client to say

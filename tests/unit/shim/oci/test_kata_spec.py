@@ -37,7 +37,7 @@ def test_every_part_arrives() -> None:
     assert spec.Linux.Resources.Pids.Limit == 100
     assert spec.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] == "0"
     assert spec.Linux.CgroupsPath == "/katapy/c1"
-    assert [n.Type for n in spec.Linux.Namespaces] == ["pid", "ipc", "uts", "mount"]
+    assert [n.Type for n in spec.Linux.Namespaces] == ["pid", "ipc", "uts", "mount", "cgroup"]
     assert spec.Linux.Devices[0].FileMode == 438
     syscall = spec.Linux.Seccomp.Syscalls[0]
     assert syscall.errnoret == 38

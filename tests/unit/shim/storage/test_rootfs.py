@@ -6,10 +6,10 @@ import pytest
 
 from shim.errors import InvalidArgument, Unimplemented
 from shim.storage.options import Mount
-from shim.storage.rootfs import BlockRootfs, SharedRootfs, plan_rootfs
+from shim.storage.rootfs import BlockRootfs, PackedRootfs, SharedRootfs, plan_rootfs
 
 
-def plan(*mounts: Mount, **options: Any) -> SharedRootfs | BlockRootfs:
+def plan(*mounts: Mount, **options: Any) -> SharedRootfs | BlockRootfs | PackedRootfs:
     arguments: dict[str, Any] = {
         "can_share": True,
         "can_attach": True,
@@ -69,9 +69,12 @@ def test_a_vm_without_room_for_a_disk_shares_it() -> None:
     assert isinstance(plan(Mount("ext4", "/img", "", ("loop",)), can_attach=False), SharedRootfs)
 
 
-def test_a_vm_that_shares_nothing_says_so() -> None:
+def test_a_vm_that_shares_nothing_gets_a_packed_root() -> None:
+    overlay = Mount("overlay", "overlay", "", ("lowerdir=/a",))
+    assert plan(overlay, can_share=False) == PackedRootfs((overlay,), "/bundle/rootfs")
+    assert plan(can_share=False) == PackedRootfs((), "/bundle/rootfs")
     with pytest.raises(Unimplemented, match="overlay"):
-        plan(Mount("overlay", "overlay", "", ("lowerdir=/a",)), can_share=False)
+        plan(overlay, can_share=False, can_attach=False)
 
 
 def test_unresolved_directives_and_escapes_are_refused() -> None:

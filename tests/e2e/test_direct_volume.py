@@ -1,0 +1,86 @@
+"""Direct-assigned volumes: described as a CSI driver does, mounted by the guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.ctr import Ctr
+
+pytestmark = [pytest.mark.root, pytest.mark.vm]
+MIB = 1 << 20
+
+
+def katapy(*words: str | Path, code: int = 0) -> str:
+    """The command's output; it has to end with ``code``."""
+    command = [sys.executable, "-m", "shim.cli.main", "direct-volume", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, 32 * MIB)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-m", "0", path], check=True)
+    return path
+
+
+@pytest.fixture
+def volume(own_run_directories: None, tmp_path: Path, disk: Path) -> Iterator[Path]:
+    """A volume path with the image as its disk and an fsGroup."""
+    path = tmp_path / "volume"
+    info = {
+        "volume-type": "block",
+        "device": str(disk),
+        "fstype": "ext4",
+        "options": ["noatime"],
+        "metadata": {"fsGroup": "2000"},
+    }
+    path.mkdir()
+    katapy("add", "--volume-path", path, "--mount-info", json.dumps(info))
+    yield path
+    katapy("remove", "--volume-path", path)
+
+
+def test_direct_volume(ctr: Ctr, volume: Path, disk: Path) -> None:
+    mount = ("--mount", f"type=bind,src={volume},dst=/v,options=rbind:rw")
+    name = ctr.start("sh", "-c", "echo data >/v/f; sleep 1000", options=mount)
+    script = "stat -c '%a %g' /v; grep ' /v ' /proc/mounts"
+    mode, mounted = ctr.exec(name, "sh", "-c", script).text.splitlines()
+    assert mode == "2775 2000"
+    assert " ext4 " in mounted
+    assert "noatime" in mounted
+    usage = json.loads(katapy("stats", "--volume-path", volume))["usage"]
+    assert 20 * MIB < usage[0]["total"] < 32 * MIB
+    assert usage[0]["unit"] == 1
+    katapy("resize", "--volume-path", volume, "--size", str(64 * MIB))
+    usage = json.loads(katapy("stats", "--volume-path", volume))["usage"]
+    assert 50 * MIB < usage[0]["total"] < 64 * MIB
+    assert disk.stat().st_size == 64 * MIB
+    refusal = katapy("resize", "--volume-path", volume, "--size", str(MIB), code=1)
+    assert "can't shrink" in refusal
+    ctr.remove(name)
+    assert "no sandbox uses" in katapy("stats", "--volume-path", volume, code=1)
+    # Everything is on the disk, and the next pod finds it.
+    done = subprocess.run(
+        ["/sbin/debugfs", "-R", "cat f", disk], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "data\n"
+    assert ctr.run("cat", "/v/f", options=mount).text == "data"
+
+
+def test_a_missing_device_is_said(ctr: Ctr, volume: Path, disk: Path) -> None:
+    disk.unlink()
+    mount = ("--mount", f"type=bind,src={volume},dst=/v,options=rbind:rw")
+    output = ctr.run("true", options=mount)
+    assert output.code != 0
+    assert f"no disk image at {disk}" in output.error

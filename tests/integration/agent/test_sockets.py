@@ -1,0 +1,152 @@
+"""Unix sockets of the host in the guest: the shim's proxy and the agent's end of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from protos.kata import health_pb2
+from shim.errors import Unavailable
+from shim.storage.socket_proxy import Owner, SocketProxy
+from tests.integration.agent.conftest import LIMIT, AgentProcess, Guest
+
+pytestmark = pytest.mark.root
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    async with stream:
+        async for data in stream:
+            await stream.send_all(data)
+
+
+async def serve(path: Path, *, task_status: trio.TaskStatus[None]) -> None:
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    await sock.bind(str(path))
+    sock.listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, echo, [trio.SocketListener(sock)])
+        task_status.started()
+
+
+@asynccontextmanager
+async def proxied(agent: AgentProcess, guest: Guest, path: Path) -> AsyncIterator[Path]:
+    """The socket in the guest, by its path on this host."""
+    inside = "/run/kata-containers/sandbox/sockets/v1"
+    proxy = SocketProxy(guest.client, str(path), inside, Owner(0, 7, 0o660))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(proxy.run)
+        yield agent.root / "sandbox/sockets/v1"
+        nursery.cancel_scope.cancel()
+
+
+async def test_bytes_go_both_ways(agent: AgentProcess, guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    data = os.urandom(5 << 20)
+    received = bytearray()
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path)
+            async with proxied(agent, guest, path) as inside:
+                info = inside.stat()
+                assert (info.st_mode & 0o777, info.st_gid) == (0o660, 7)
+                stream = await trio.open_unix_socket(str(inside))
+
+                async def send() -> None:
+                    await stream.send_all(data)
+                    await stream.send_eof()
+
+                nursery.start_soon(send)
+                async for part in stream:
+                    received += part
+                await stream.aclose()
+            nursery.cancel_scope.cancel()
+    assert len(received) == len(data)
+    assert bytes(received) == data
+
+
+async def test_many_connections_at_once(agent: AgentProcess, guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path)
+            async with proxied(agent, guest, path) as inside:
+
+                async def talk(number: int) -> None:
+                    async with await trio.open_unix_socket(str(inside)) as stream:
+                        await stream.send_all(b"%d" % number)
+                        await stream.send_eof()
+                        assert b"".join([part async for part in stream]) == b"%d" % number
+
+                async with trio.open_nursery() as talkers:
+                    for number in range(40):
+                        talkers.start_soon(talk, number)
+            nursery.cancel_scope.cancel()
+
+
+async def test_nobody_listens_on_the_host(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    with trio.fail_after(LIMIT):
+        async with proxied(agent, guest, tmp_path / "none") as inside:
+            stream = await trio.open_unix_socket(str(inside))
+            assert await stream.receive_some() == b""
+            await stream.aclose()
+
+
+async def test_the_end_takes_socket_and_connections_along(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path)
+            async with proxied(agent, guest, path) as inside:
+                stream = await trio.open_unix_socket(str(inside))
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+            assert await stream.receive_some() == b""
+            await stream.aclose()
+            # The agent heard of it before it hears of this.
+            await guest.health.Check(health_pb2.CheckRequest(), timeout=LIMIT)
+            assert not inside.exists()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_path_that_is_too_long_is_refused(guest: Guest, tmp_path: Path) -> None:
+    long = "/run/kata-containers/sandbox/sockets/" + "x" * 100
+    proxy = SocketProxy(guest.client, str(tmp_path / "s"), long, Owner(0, 0, 0o600))
+    with trio.fail_after(LIMIT), pytest.raises(Unavailable, match="too long"):
+        await proxy.run()
+
+
+async def test_what_a_server_said_before_it_closed_arrives(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    """Even when the reader in the guest is slow, and the host has long been done."""
+    path, data = tmp_path / "s", os.urandom(200_000)
+
+    async def say(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.send_all(data)
+
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    await sock.bind(str(path))
+    sock.listen()
+    listeners = [trio.SocketListener(sock)]
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, say, listeners)
+            async with proxied(agent, guest, path) as inside:
+                async with await trio.open_unix_socket(str(inside)) as stream:
+                    await stream.send_eof()
+                    received = b""
+                    while part := await stream.receive_some(5000):
+                        received += part
+                        await trio.sleep(0.005)
+                assert received == data
+            nursery.cancel_scope.cancel()
