@@ -43,7 +43,8 @@ HOTPLUG_SLOTS = 30
 FEW_SLOTS = 12
 """The same for the other VMMs, where each costs something."""
 
-# Files of the image that are not compressed are then read in place, without a copy.
+# Files of the image that are not compressed are then read in place, without a copy. An
+# NVDIMM would need a header that says where its page structures are.
 _ROOT_FLAGS = "rootflags=dax=always"
 _HYBRID_CID = 3
 _VFIO_PORTS = 4
@@ -121,7 +122,8 @@ def plan_vm(
     image = _image(vm, rootfs)
     # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
     # reach it; there are none.
-    flags = _ROOT_FLAGS if isinstance(image, PmemDevice) else ""
+    in_place = isinstance(image, PmemDevice) and not image.nvdimm
+    flags = _ROOT_FLAGS if in_place else ""
     arguments = [kernel_args, flags, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
