@@ -19,7 +19,7 @@ from tests.integration.vmm.conftest import Boot
 from vmm.spec import MIB, FsDevice, VmSpec
 from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
-pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.slow, pytest.mark.nested]
 
 ROOT = Path(__file__).parents[3]
 MAC = "52:54:00:12:34:56"
@@ -83,4 +83,5 @@ async def test_a_card_of_the_outer_machine_is_the_inner_one_s(
         assert (await shell.run("cat /ended")) == "0", told
     assert f"cold {MAC}" in told
     assert f"hot {MAC}" in told
+    assert "grown to 320" in told
     assert "gone" in told
