@@ -163,6 +163,16 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     return await wait_for(loop, look, rescan, f"disk {source} ({driver})")
 
 
+async def find_function(loop: Loop, path: str) -> str:
+    """Wait for a PCI function at a guest PCI path and return its sysfs folder.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT, or NOT_FOUND when it didn't appear in time.
+    """
+    pci_address_steps(path)
+    return await wait_for(loop, lambda: pci_folder(path), rescan_pci, f"PCI device {path}")
+
+
 def _is_placeholder(node: str) -> bool:
     """Whether a disk still has the one sector of a drive that waits for its real file."""
     try:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _BY_ID = frozenset({"blk", "scsi"})
 _BY_PATH = frozenset({"mmioblk", "nvdimm"})
+_DRIVEN_HERE = "vfio-pci-gk"
+_ADDRESS_VARIABLES = "PCIDEVICE_"  # set by device plugins
 _TYPE, _BLOCK, _CHARACTER = 0o170000, 0o060000, 0o020000
 _OWN_FOLDERS = frozenset({"pts", "shm", "mqueue", "hugepages"})
 _OWN_NODES = ("console", "hvc", "ptmx", "tty", "vport", "vsock")
@@ -35,8 +37,12 @@ async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) 
     Raises:
         TtrpcError: a device is malformed, of a kind not known here, or didn't appear.
     """
+    places: dict[str, str] = {}
     for device in devices:
         kind, path = device["type"], device["container_path"]
+        if kind == _DRIVEN_HERE:
+            places.update(await _wait_for_functions(loop, device))
+            continue
         if kind not in _BY_ID | _BY_PATH:
             text = f"devices of type {kind!r} are not implemented by this agent"
             raise TtrpcError(status.UNIMPLEMENTED, text)
@@ -46,6 +52,34 @@ async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) 
             raise TtrpcError(status.INVALID_ARGUMENT, text)
         number = os.stat(await block.find(loop, kind, source)).st_rdev
         _patch(spec, path, os.major(number), os.minor(number))
+    if places:
+        _rewrite_addresses(spec, places)
+
+
+async def _wait_for_functions(loop: Loop, device: Message) -> dict[str, str]:
+    """Wait for PCI functions that a driver of the guest takes; their addresses by the host's.
+
+    Raises:
+        TtrpcError: one is malformed or didn't appear.
+    """
+    found = {}
+    for option in device["options"]:
+        host, separator, place = option.partition("=")
+        if not host or not separator:
+            text = f"bad option {option!r}: a {device['type']} device has ADDRESS=GUEST-PATH"
+            raise TtrpcError(status.INVALID_ARGUMENT, text)
+        found[host] = os.path.basename(await block.find_function(loop, place))
+    return found
+
+
+def _rewrite_addresses(spec: dict[str, Any], places: dict[str, str]) -> None:
+    """Put the guest's PCI addresses where a device plugin told the container the host's."""
+    process = spec.get("process", {})
+    for number, variable in enumerate(process.get("env", ())):
+        name, _, value = variable.partition("=")
+        if name.startswith(_ADDRESS_VARIABLES):
+            known = (places.get(address, address) for address in value.split(","))
+            process["env"][number] = f"{name}={','.join(known)}"
 
 
 def _patch(spec: dict[str, Any], path: str, major: int, minor: int) -> None:

@@ -39,6 +39,7 @@ _RUNTIME = frozenset(
         "disable_new_netns",
         "internetworking_model",
         "sandbox_cgroup_only",
+        "vfio_mode",
     )
 )
 _AGENT = frozenset(("kernel_modules",))

@@ -18,6 +18,7 @@ from shim.config.model import Config
 from shim.ledger import Ledger
 from shim.oci.devices import host_disks
 from shim.oci.mounts import host_mounts
+from shim.pod_vfio import PodVfio
 from shim.pod_vm import PodVm
 from shim.pod_volumes import PodVolumes
 from shim.requests import CreateContainer
@@ -42,7 +43,7 @@ class ContainerVolumes:
     Attributes:
         sources: guest path by a mount's place in the spec; None for one that is a disk.
         storages: mounts the agent makes first.
-        devices: disks the agent waits for, and whose numbers it puts into the spec.
+        devices: what the agent waits for; disks' numbers it puts into the spec.
         numbers: path in the container to a stand-in for those numbers.
     """
 
@@ -68,6 +69,7 @@ class ContainerFiles:
         vm: the pod's VM.
         share: the pod's shared directory; None when it has none.
         volumes: the pod's volumes.
+        vfio: the host's PCI devices in it.
         ledger: takes what is made before it is.
     """
 
@@ -77,6 +79,7 @@ class ContainerFiles:
         vm: PodVm,
         share: Share | None,
         volumes: PodVolumes,
+        vfio: PodVfio,
         ledger: Ledger,
     ) -> None:
         self._ledger = ledger
@@ -84,6 +87,7 @@ class ContainerFiles:
         self._vm = vm
         self._share = share
         self._volumes = volumes
+        self._vfio = vfio
 
     async def add_rootfs(
         self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
@@ -174,12 +178,13 @@ class ContainerFiles:
         return [*storages, overlay], path
 
     async def add_volumes(self, spec: dict[str, Any], cleanup: Rollback) -> ContainerVolumes:
-        """Bring the sources of the spec's bind mounts, and its disks, into the guest.
+        """Bring the sources of the spec's bind mounts, and its devices, into the guest.
 
         Raises:
             Unimplemented: there is no way for one of them into this VM.
             NotFound, InvalidArgument: there is no such source, or it can't be brought in.
-            VmmError: the VM does not take a disk.
+            FailedPrecondition: a PCI device of the host is not free, or not to be given.
+            VmmError: the VM does not take a device.
         """
         volumes = ContainerVolumes()
         for mount in host_mounts(spec):
@@ -193,6 +198,7 @@ class ContainerFiles:
             path = await trio.to_thread.run_sync(find)
             placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
             volumes.add_disk(device.path, placed.disk)
+        volumes.devices += await self._vfio.add(spec, cleanup)
         return volumes
 
 

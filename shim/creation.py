@@ -21,6 +21,7 @@ from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import Joined
 from shim.oci.resources import GuestLimits
 from shim.pod_resources import PodResources
+from shim.pod_vfio import PodVfio
 from shim.pod_vm import PodVm
 from shim.pod_volumes import PodVolumes, VolumeMeans
 from shim.requests import CreateContainer
@@ -75,7 +76,8 @@ def make_place(
     """
     resources = PodResources(vm, cgroup, config, publish, log)
     volumes = PodVolumes(vm, share, config, means, log)
-    files = ContainerFiles(config, vm, share, volumes, means.ledger)
+    vfio = PodVfio(vm, config, log)
+    files = ContainerFiles(config, vm, share, volumes, vfio, means.ledger)
     return Place(vm, files, resources, config, sysctls, log)
 
 

@@ -25,6 +25,7 @@ from shim.ledger import Entry, Ledger
 from shim.log import Log
 from shim.net.open_network import open_network
 from shim.oci.pod import PodSettings
+from shim.pod_vfio import cold_plugged
 from shim.pod_vm import Helper, PodVm, PodVmPlan
 from shim.resources import Size, boot_demand, size_rule
 from shim.rollback import Rollback
@@ -115,6 +116,7 @@ class PodBuilder:
         Raises:
             ConfigError: no guest image, or settings that exclude each other.
             VmmError: the VM did not come up.
+            KatapyError: a PCI device of the host can't be had (:func:`cold_plugged`).
             ResourceExhausted: the pod's memory limit on the host is too small for it.
         """
         self._stages.reached("create")
@@ -143,7 +145,10 @@ class PodBuilder:
                 vsock=vsock,
                 size=size,
             )
-            plan = replace(plan, spec=replace(plan.spec, devices=(*plan.spec.devices, *cards)))
+            passed = await trio.to_thread.run_sync(cold_plugged, spec, self._config)
+            devices = (*plan.spec.devices, *cards, *passed)
+            ports = plan.spec.root_ports + (len(passed) if plan.cold_ports else 0)
+            plan = replace(plan, spec=replace(plan.spec, devices=devices, root_ports=ports))
             share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
+from shim.config.hypervisors import AnyHypervisor, Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
+from shim.numa import numa_nodes
 from shim.resources import Demand, Size, size_rule
 from shim.sockets import sha256_hex
 from vmm.arch import architecture, host_architecture
@@ -24,6 +25,7 @@ from vmm.spec import (
     FsDevice,
     NinePDevice,
     PanicDevice,
+    PmemDevice,
     RngDevice,
     VmSpec,
     VsockDevice,
@@ -41,7 +43,11 @@ HOTPLUG_SLOTS = 30
 FEW_SLOTS = 12
 """The same for the other VMMs, where each costs something."""
 
+# Files of the image that are not compressed are then read in place, without a copy. An
+# NVDIMM would need a header that says where its page structures are.
+_ROOT_FLAGS = "rootflags=dax=always"
 _HYBRID_CID = 3
+_VFIO_PORTS = 4
 # Above what systemd and container engines hand out.
 _FIRST_USER, _USERS = 0x70000000, 0x0FFF0000
 _GROWING = ("q35", "clh")
@@ -57,6 +63,7 @@ class VmPlan:
         share_dir: the share on the host.
         virtiofsd_socket: where virtiofsd is to listen, for ``virtio-fs``.
         msize: largest 9p message in bytes.
+        cold_ports: PCI devices of the host are on root ports of their own at boot.
     """
 
     spec: VmSpec
@@ -64,6 +71,7 @@ class VmPlan:
     share_dir: Path
     virtiofsd_socket: Path
     msize: int
+    cold_ports: bool = False
 
 
 def plan_vm(
@@ -111,9 +119,12 @@ def plan_vm(
         devices.append(VsockDevice(cid=_HYBRID_CID, uds=runtime_dir / "vsock.sock"))
     elif vsock is not None:
         devices.append(vsock)
+    image = _image(vm, rootfs)
     # Memory that may come above 4 GiB makes Linux set 64 MiB aside for devices that can't
     # reach it; there are none.
-    arguments = [kernel_args, "swiotlb=noforce", f"katapy.channel={channel}"]
+    in_place = isinstance(image, PmemDevice) and not image.nvdimm
+    flags = _ROOT_FLAGS if in_place else ""
+    arguments = [kernel_args, flags, "swiotlb=noforce", f"katapy.channel={channel}"]
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)
@@ -135,26 +146,42 @@ def plan_vm(
         memory_hotplug="virtio-mem" if vm.enable_virtio_mem else "dimm",
         initrd=initrd,
         cmdline=" ".join(argument for argument in arguments if argument),
-        image=BlockDevice("image", rootfs, read_only=True, shared=True),
+        image=image,
         devices=tuple(devices),
         channel=channel,
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
         hotplug_slots=HOTPLUG_SLOTS if isinstance(vm, Qemu) else FEW_SLOTS,
-        root_ports=vm.pcie_root_port if isinstance(vm, Qemu) else 0,
+        root_ports=_root_ports(vm) if isinstance(vm, Qemu) else 0,
         hugepages=vm.enable_hugepages,
     )
     if isinstance(vm, Qemu):
         spec = replace(
             spec,
+            numa=numa_nodes(vm.numa_mapping, spec) if vm.enable_numa else (),
             iommu=vm.enable_iommu,
             scsi=vm.block_device_driver == "virtio-scsi",
             panic_dump=vm.guest_memory_dump_path,
             user=_own_user(name) if vm.rootless else None,
         )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
-    return VmPlan(spec, shared_fs, share_dir, socket, msize)
+    cold_ports = isinstance(vm, Qemu) and vm.cold_plug_vfio == "root-port"
+    return VmPlan(spec, shared_fs, share_dir, socket, msize, cold_ports)
+
+
+def _root_ports(vm: Qemu) -> int:
+    if vm.pcie_root_port or vm.hot_plug_vfio != "root-port":
+        return vm.pcie_root_port
+    return _VFIO_PORTS
+
+
+def _image(vm: AnyHypervisor, rootfs: Path) -> BlockDevice | PmemDevice:
+    """The guest's root as the device that it is to be."""
+    driver = vm.vm_rootfs_driver if isinstance(vm, Qemu) else "virtio-blk-pci"
+    if driver == "virtio-blk-pci":
+        return BlockDevice("image", rootfs, read_only=True, shared=True)
+    return PmemDevice("image", rootfs, read_only=True, nvdimm=driver == "nvdimm")
 
 
 def _own_user(name: str) -> tuple[int, int]:
@@ -243,7 +270,7 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
     """Kernel, initrd, root, kernel arguments, and whether the kernel is the tuned one."""
     vm = config.hypervisor
     if vm.kernel is not None and vm.image is not None:
-        root = "root=/dev/vda rootfstype=erofs ro"
+        root = "rootfstype=erofs ro"
         return vm.kernel, vm.initrd, vm.image, root, False
     chosen = config.katapy.guest_kernel
     kind = None if chosen == "auto" else cast(Literal["debian", "tuned"], chosen)

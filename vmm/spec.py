@@ -165,12 +165,12 @@ class NumaNode:
     Args:
         vcpus: how many of the virtual CPUs it has; they are handed out in order.
         memory_bytes: its memory, whole MiB.
-        host_node: the host's node its memory comes from; None for any.
+        host_nodes: the host's nodes its memory comes from; none for any.
     """
 
     vcpus: int
     memory_bytes: int
-    host_node: int | None = None
+    host_nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

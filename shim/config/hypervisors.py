@@ -113,6 +113,8 @@ class SharingHypervisor(Hypervisor):
     virtio_fs_cache: str = key("auto", rules.choice("auto", "always", "metadata", "never"))
     virtio_fs_queue_size: int = key(1024, rules.integer(2, 1024))
     valid_virtio_fs_daemon_paths: tuple[str, ...] = key((), rules.texts())
+    cold_plug_vfio: str = key("no-port", rules.choice("no-port", "root-port", "bridge-port"))
+    hot_plug_vfio: str = key("no-port", rules.choice("no-port", "root-port", "bridge-port"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,17 @@ class Qemu(SharingHypervisor):
     block_device_driver: str = key(
         "virtio-blk", rules.choice("virtio-blk", "virtio-blk-pci", "virtio-scsi")
     )
+    # Go's runtime says it by disable_image_nvdimm; the default is that of runtime-rs's
+    # other VMMs, as a disk needs no room in the guest's address space.
+    vm_rootfs_driver: str = key(
+        "virtio-blk-pci", rules.choice("virtio-blk-pci", "virtio-pmem", "nvdimm")
+    )
     enable_iommu: bool = key(False, rules.flag())
     guest_memory_dump_path: Path | None = key(None, rules.found_path("no dump"))
     rootless: bool = key(False, rules.flag())
+    # Kata's name for what a guest node's memory comes from; empty is each node of the host.
+    enable_numa: bool = key(False, rules.flag())
+    numa_mapping: tuple[str, ...] = key((), rules.texts())
     pcie_root_port: int = key(0, rules.integer(0, _MAX_ROOT_PORTS))
     network_queues: int = key(1, rules.integer(1, _MAX_QUEUES))
     disable_vhost_net: bool = key(False, rules.flag())

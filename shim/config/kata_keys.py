@@ -29,7 +29,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "enable_iommu_platform",
             "enable_iothreads",
             "enable_mem_prealloc",
-            "enable_numa",
             "enable_template",
             "enable_vhost_user_store",
             "experimental_force_guest_pull",
@@ -49,7 +48,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "net_rate_limiter_bw_one_time_burst",
             "net_rate_limiter_ops_max_rate",
             "net_rate_limiter_ops_one_time_burst",
-            "numa_mapping",
             "pcie_switch_port",
             "pflashes",
             "remote_hypervisor_socket",
@@ -67,11 +65,10 @@ _HYPERVISOR: dict[str, Inert] = {
         _OFF,
     ),
     "block_device_aio": ("", "io_uring", "threads"),
-    "cold_plug_vfio": ("", "no-port"),
     "cpu_features": ("", "pmu=off"),
     "default_bridges": (0, 1),
     "disable_guest_selinux": None,
-    # The guest image is always a virtio-blk device.
+    # vm_rootfs_driver says what the guest image is.
     "disable_image_nvdimm": None,
     "disable_nesting_checks": None,
     "disable_selinux": None,
@@ -79,7 +76,6 @@ _HYPERVISOR: dict[str, Inert] = {
     "guest_swap_create_threshold_secs": (0, 60),
     "guest_swap_path": ("", "/run/kata-containers/swap"),
     "guest_swap_size_percent": (0, 100),
-    "hot_plug_vfio": ("", "no-port"),
     "hotplug_vfio_on_root_bus": (False,),
     "memory_slots": (0, 10),
     "num_queues": (0, 1),
@@ -91,7 +87,6 @@ _HYPERVISOR: dict[str, Inert] = {
     "valid_entropy_sources": None,
     "valid_vhost_user_store_paths": None,
     "vhost_user_store_path": ("", "/var/run/kata-containers/vhost-user"),
-    "vm_rootfs_driver": ("", "virtio-blk-pci"),
 }
 
 # Kata's sections have one set of keys, whoever the hypervisor is.
@@ -100,10 +95,13 @@ _QEMU_ONLY: dict[str, Inert] = {
     "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
     "disable_vhost_net": None,
     "enable_iommu": _OFF,
+    "enable_numa": _OFF,
     "guest_memory_dump_path": _OFF,
     "rootless": _OFF,
+    "vm_rootfs_driver": ("", "virtio-blk-pci"),
     "machine_type": None,
     "msize_9p": None,
+    "numa_mapping": _OFF,
     "network_queues": (0, 1),
     "pcie_root_port": (0,),
     "seccomp_sandbox": _OFF,
@@ -118,7 +116,7 @@ _SHARING_ONLY: dict[str, Inert] = dict.fromkeys(
         "virtio_fs_queue_size",
     ),
     None,
-)
+) | dict.fromkeys(("cold_plug_vfio", "hot_plug_vfio"), ("", "no-port"))
 _JAILER: dict[str, Inert] = {"jailer_path": _OFF, "valid_jailer_paths": None}
 
 _AGENT: dict[str, Inert] = {
@@ -174,7 +172,6 @@ _RUNTIME: dict[str, Inert] = {
     "log_level": ("", "info"),
     "name": ("", "virt_container"),
     "passfd_listener_port": (0, 1027),
-    "vfio_mode": ("", "guest-kernel"),
 }
 
 NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(

@@ -48,6 +48,7 @@ class Runtime:
     internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
     disable_new_netns: bool = key(False, rules.flag())
     dan_conf: Path = key(Path("/run/kata-containers/dans"), rules.path())
+    vfio_mode: str = key("guest-kernel", rules.choice("guest-kernel", "vfio"))
     static_sandbox_resource_mgmt: bool = key(False, rules.flag())
     enable_vcpus_pinning: bool = key(False, rules.flag())
     # As runtime-rs has it; cgroup version 2 allows nothing else.

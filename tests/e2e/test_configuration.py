@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,3 +133,52 @@ def test_scsi_disks_without_root(
     uid = re.search(r"^Uid:\t(\d+)", Path(f"/proc/{ctr.pid(name)}/status").read_text(), re.M)
     assert uid is not None
     assert int(uid[1]) >= 0x70000000
+
+
+@pytest.mark.parametrize(
+    ("driver", "device"), [("virtio-pmem", "virtio-pmem-pci"), ("nvdimm",) * 2]
+)
+def test_the_guest_image_as_persistent_memory(
+    ctr: Ctr, configured: Configured, driver: str, device: str
+) -> None:
+    sections = f'[hypervisor.qemu]\nvm_rootfs_driver = "{driver}"'
+    name = ctr.start("sleep", "1000", options=configured(sections))
+    command = vmm_of(ctr, name).command
+    assert f'"driver":"{device}"' in command
+    assert '"readonly":true' in command
+    assert "root=/dev/pmem0" in ctr.exec(name, "cat", "/proc/cmdline").text.split()
+    assert ctr.exec(name, "ls", "/sys/block").text.split() == ["pmem0"]
+
+
+def test_numa_nodes_of_the_guest(ctr: Ctr, configured: Configured) -> None:
+    sections = (
+        '[hypervisor.qemu]\nenable_numa = true\nnuma_mapping = ["0", "0"]\n'
+        "default_vcpus = 2\ndefault_maxvcpus = 2"
+    )
+    name = ctr.start("sleep", "1000", options=configured(sections))
+    assert ctr.exec(name, "cat", "/sys/devices/system/node/online").text == "0-1"
+    assert ctr.exec(name, "cat", "/sys/devices/system/node/node1/cpulist").text == "1"
+
+
+def test_a_numa_node_that_the_host_has_not(ctr: Ctr, configured: Configured) -> None:
+    sections = '[hypervisor.qemu]\nenable_numa = true\nnuma_mapping = ["77"]'
+    output = ctr.run("true", options=configured(sections))
+    assert output.code != 0
+    assert "this host has no NUMA node 77" in output.error
+
+
+def test_a_device_of_the_host_that_nothing_allows(ctr: Ctr, configured: Configured) -> None:
+    device = Path("/dev/vfio/4096")  # a group's number, but no such group
+    device.parent.mkdir(exist_ok=True)
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(511, 9))
+    except PermissionError:
+        pytest.skip("no device nodes can be made here")
+    try:
+        refused = ctr.run("true", options=("--device", str(device), *configured("")))
+        assert refused.code != 0
+        assert "there is no VFIO group" in refused.error
+    finally:
+        device.unlink()
+        if not any(device.parent.iterdir()):
+            device.parent.rmdir()

@@ -21,10 +21,9 @@ from vmm.kernel import KernelError, extract_vmlinux
 
 _REAL_PACKAGE = r"linux-image-\d.*"
 
-# cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG.
-KERNEL_ARGS = (
-    "root=/dev/vda rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
-)
+# cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG. Which device
+# the root is on, the VMM says.
+KERNEL_ARGS = "rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
 
 # Loaded by the initramfs, by the condition it reads in its list.
 _BOOT = {
@@ -32,6 +31,8 @@ _BOOT = {
     "serial": ("virtio_console",),
     "vsock": ("vmw_vsock_virtio_transport",),
 }
+# The same for a root on persistent memory, where the architecture has it.
+_PMEM = ("virtio_pmem", "nfit", "nd_pmem")
 # Loaded in the background once the agent is up, in this order: nothing else would ask for
 # a driver, as the guest has no udev.
 _BACKGROUND = (
@@ -120,7 +121,7 @@ def _initramfs(modules: ModuleSet, busybox: bytes) -> bytes:
     archive.file("init", data_file("initramfs-init"), 0o755)
     order: list[str] = []
     packed: set[str] = set()
-    for when, names in _BOOT.items():
+    for when, names in {**_BOOT, "pmem": modules.have(_PMEM)}.items():
         for module in modules.order(names):
             if module.name not in packed:
                 packed.add(module.name)

@@ -22,6 +22,7 @@ from vmm.image.errors import ImageError
 AGENT_HOME = "usr/lib/katapy"
 _FIXED_UUID = "6b617461-7079-4000-8000-000000000000"
 _TOOL_TIMEOUT = 300.0
+_PMEM_GRANULE = 2 << 20
 
 # Debian has merged these into /usr; packages of some releases still name the old paths.
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -145,7 +146,7 @@ class RootTree:
         self._compile(tools)
 
     def pack(self, target: Path) -> None:
-        """Write the file system image.
+        """Write the file system image, as long as persistent memory has to be.
 
         Raises:
             ImageError: mkfs.erofs isn't there or fails.
@@ -156,6 +157,8 @@ class RootTree:
         # Clusters of 16 KiB are smaller and unpack faster than the default of one page.
         options = ["--quiet", "-zlz4hc", "-C16384", "-T0", f"-U{_FIXED_UUID}", "--all-root", "-x-1"]
         run(["mkfs.erofs", *options, target, self._root], timeout=_TOOL_TIMEOUT)
+        size = target.stat().st_size
+        os.truncate(target, -(-size // _PMEM_GRANULE) * _PMEM_GRANULE)
 
     @property
     def busybox(self) -> bytes:

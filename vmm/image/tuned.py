@@ -21,7 +21,7 @@ from vmm.image.sources import data_file
 
 METAPACKAGE = "linux-source"
 BUILD_PACKAGES = ("bc", "bison", "flex", "gcc", "libelf-dev", "libssl-dev", "make", "xz-utils")
-KERNEL_ARGS = "root=/dev/vda rootfstype=erofs ro memhp_default_state=online_movable"
+KERNEL_ARGS = "rootfstype=erofs ro memhp_default_state=online_movable"
 
 _REAL_PACKAGE = r"linux-source-\d.*"
 _SHORT, _LONG = 600.0, 4 * 3600.0

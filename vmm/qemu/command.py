@@ -120,6 +120,8 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
     if spec.iommu and spec.machine != "q35":
         raise InvalidConfig(f"iommu: only q35 has one, not {spec.machine}")
+    if _has_nvdimm(spec) and spec.machine not in ("q35", "pc"):
+        raise InvalidConfig(f"an NVDIMM needs q35 or pc, not {spec.machine}")
     for device in spec.devices:
         if isinstance(device, NinePDevice) and spec.user is not None:
             raise InvalidConfig(f"{device.id}: 9p needs a QEMU that runs as root")

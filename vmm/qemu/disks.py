@@ -135,9 +135,10 @@ def _pmem(device: PmemDevice, name: str, pci: bool) -> Recipe:
         "id": f"{name}-mem",
         "mem-path": str(device.path),
         "size": size,
-        # Private pages take the writes of a guest that may not reach the file.
+        # The guest's writes are dropped then, and a file server that it has on its memory
+        # is not given the file at all.
         "share": not device.read_only,
-        "readonly": False,
+        "readonly": device.read_only,
     }
     backend = Step("object-add", memory, ("object-del", {"id": f"{name}-mem"}))
     front = {"memdev": f"{name}-mem"}

@@ -36,6 +36,10 @@ def check(spec: VmSpec) -> None:
     if spec.hugepages and spec.memory_bytes % _HUGE_PAGE:
         raise InvalidConfig("with hugepages, memory_bytes must be whole pages of 2 MiB")
     if spec.numa:
+        if spec.machine == "microvm":
+            raise InvalidConfig("numa: microvm has no NUMA nodes")
+        if any(node.memory_bytes % (_HUGE_PAGE if spec.hugepages else MIB) for node in spec.numa):
+            raise InvalidConfig("numa: a node's memory must be whole MiB, or whole huge pages")
         if sum(node.vcpus for node in spec.numa) != spec.vcpu_limit:
             raise InvalidConfig(f"numa: the nodes don't share out {spec.vcpu_limit} CPUs")
         if sum(node.memory_bytes for node in spec.numa) != spec.memory_bytes:
@@ -69,7 +73,7 @@ def memory_backend_type(spec: VmSpec) -> str:
 
 
 def memory_object(
-    name: str, size: int, spec: VmSpec, *, reserve: bool = True, host_node: int | None = None
+    name: str, size: int, spec: VmSpec, *, reserve: bool = True, host_nodes: tuple[int, ...] = ()
 ) -> str:
     """Return the object that holds a part of the memory, as an ``-object`` argument."""
     share = "on" if spec.needs_shared_memory else "off"
@@ -77,8 +81,8 @@ def memory_object(
     if spec.hugepages:
         # All of it now: a page that can't be had later would end the VM.
         text += ",hugetlb=on,hugetlbsize=2M,prealloc=on"
-    if host_node is not None:
-        text += f",host-nodes={host_node},policy=bind"
+    if host_nodes:
+        text += "".join(f",host-nodes={node}" for node in host_nodes) + ",policy=bind"
     return text if reserve or spec.hugepages else f"{text},reserve=off"
 
 
@@ -99,7 +103,7 @@ def _numa(spec: VmSpec) -> list[str]:
     arguments: list[str] = []
     cpu = 0
     for number, node in enumerate(spec.numa):
-        memory = memory_object(f"mem{number}", node.memory_bytes, spec, host_node=node.host_node)
+        memory = memory_object(f"mem{number}", node.memory_bytes, spec, host_nodes=node.host_nodes)
         option = f"node,nodeid={number},memdev=mem{number}"
         if node.vcpus:
             option += f",cpus={cpu}-{cpu + node.vcpus - 1}"

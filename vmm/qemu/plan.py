@@ -20,6 +20,7 @@ from vmm.spec import (
     PciPath,
     ScsiAddress,
     SerialDevice,
+    VfioDevice,
     VsockDevice,
 )
 
@@ -101,6 +102,8 @@ class Plan:
         address: Address | None = None
         if _is_scsi(device):
             made, address = self._on_scsi(made, device)
+        elif port := self._free_port(device):
+            made, address = made.at(port.bus, f"{port.addr:02x}"), port.path
         elif made.needs_slot:
             slot = self.take_slot(device.id)
             if self.pci:
@@ -111,6 +114,15 @@ class Plan:
             else:
                 address = MmioIndex(slot - 1)
         self.placed[device.id] = Placed(AttachedDevice(device, address, hot=False), made, fds)
+
+    def _free_port(self, device: Device) -> Place | None:
+        """Take a root port for a PCI Express device of the host; None when there is none."""
+        if not isinstance(device, VfioDevice):
+            return None
+        port = next((place for place in self.free_places if place.root_port), None)
+        if port is not None:
+            self.free_places.remove(port)
+        return port
 
     def add_hot(self, device: Device, fds: tuple[str, ...]) -> Placed:
         """Reserve a root port for a device and return how to make it there.

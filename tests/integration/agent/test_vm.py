@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -134,6 +135,34 @@ async def test_container_life(guest: Guest, vm: Vm) -> None:
     await guest.agent.DestroySandbox(agent_pb2.DestroySandboxRequest(), timeout=LIMIT)
     with trio.fail_after(LIMIT):
         await vm.hypervisor.exited.wait()
+
+
+async def test_a_pci_device_for_a_driver_of_the_guest(guest: Guest, vm: Vm) -> None:
+    host, other = "0000:41:00.0", "0000:42:00.0"
+    passed = agent_pb2.Device(
+        id="4", type="vfio-pci-gk", container_path="/dev/vfio/4", options=[f"{host}={vm.pci_path}"]
+    )
+    env = ["PATH=/bin", f"PCIDEVICE_VENDOR_NIC={host},{other}"]
+    args = ["sh", "-c", "echo PCIDEVICE=$PCIDEVICE_VENDOR_NIC"]
+    told = {**oci_spec("", args)["process"], "env": env}
+    config = json.dumps(oci_spec(ROOTFS, args, process=told)).encode()
+    request = agent_pb2.CreateContainerRequest(
+        container_id="c", oci_spec_json=config, devices=[passed]
+    )
+    await guest.agent.CreateContainer(request, timeout=LIMIT)
+    await guest.start("c")
+    code, output, _ = await guest.finish("c")
+    assert code == 0
+    await guest.remove("c")
+    (line,) = (line for line in output.decode().splitlines() if line.startswith("PCIDEVICE"))
+    address = line.partition("=")[2].partition(",")[0]
+    assert line == f"PCIDEVICE={address},{other}"
+    assert address.startswith("0000:")
+    assert address != host
+    for bad, message in ((f"{host}=1d/1f", "did not appear"), (host, "ADDRESS=GUEST-PATH")):
+        request.devices[0].options[:] = [bad]
+        with pytest.raises(TtrpcError, match=message):
+            await guest.agent.CreateContainer(request, timeout=LIMIT)
 
 
 async def test_pause_update_and_oom(guest: Guest) -> None:

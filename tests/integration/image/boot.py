@@ -10,18 +10,32 @@ import trio
 
 from vmm.image.store import GuestImage
 from vmm.qemu.qemu import QemuHypervisor
-from vmm.spec import BlockDevice, VmSpec
+from vmm.spec import BlockDevice, PmemDevice, VmSpec
 
 _DEADLINE = 180.0
 
 
-async def run_probe(image: GuestImage, machine: str, runtime_dir: Path) -> dict[str, list[str]]:
-    """Return what the probe told, by its keys."""
+async def run_probe(
+    image: GuestImage,
+    machine: str,
+    runtime_dir: Path,
+    root: BlockDevice | PmemDevice | None = None,
+    arguments: str = "",
+) -> dict[str, list[str]]:
+    """Return what the probe told, by its keys.
+
+    Args:
+        image: an image with the probe.
+        machine: the machine it is booted on.
+        runtime_dir: short directory for sockets.
+        root: the image as a device; None for a disk.
+        arguments: further kernel arguments.
+    """
     spec = VmSpec(
         kernel=image.kernel,
         initrd=image.initrd,
-        image=BlockDevice("root", image.rootfs, read_only=True, shared=True),
-        cmdline=f"{image.kernel_args} quiet",
+        image=root or BlockDevice("root", image.rootfs, read_only=True, shared=True),
+        cmdline=f"{image.kernel_args} quiet {arguments}",
         machine=machine,
         runtime_dir=runtime_dir,
         accel="tcg",

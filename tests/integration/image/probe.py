@@ -26,8 +26,10 @@ def main() -> None:
     memory = {line.split(":")[0]: int(line.split()[1]) for line in _lines("/proc/meminfo")}
     _tell("used_kib", memory["MemTotal"] - memory["MemAvailable"])
     for line in _lines("/proc/self/mounts"):
-        _, target, kind, options = line.split()[:4]
+        source, target, kind, options = line.split()[:4]
         _tell("mount", f"{target} {kind} {options.split(',')[0]}")
+        if target == "/":
+            _tell("root", f"{source} {options}")
     _tell("crun", os.popen("crun --version").readline().strip())
     _tell("drivers", " ".join(_missing_drivers()))
     os.mkdir("/tmp/xfs")

@@ -18,6 +18,7 @@ from vmm.image.elf import pvh_entry
 from vmm.image.errors import ImageError
 from vmm.image.sources import agent_sources
 from vmm.image.store import GuestImage, KernelKind, find_image, list_images
+from vmm.spec import PmemDevice
 
 PROBE = {
     **agent_sources(),
@@ -72,6 +73,27 @@ async def test_tuned_kernel_boots(
     image = build_image("tuned", image_cache, apt=host_apt, sources=PROBE)
     assert image.initrd is None
     await check(image, machine, runtime_dir)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("kind", ["debian", "tuned"])
+@pytest.mark.parametrize("nvdimm", [False, True])
+async def test_root_on_persistent_memory(
+    image_cache: Path, host_apt: Apt, runtime_dir: Path, kind: KernelKind, nvdimm: bool
+) -> None:
+    if kind == "tuned" and not tuned_is_built(image_cache):
+        pytest.skip("the tuned kernel isn't built in the test cache")
+    image = build_image(kind, image_cache, apt=host_apt, sources=PROBE)
+    before = digests(image)
+    root = PmemDevice("root", image.rootfs, read_only=True, nvdimm=nvdimm)
+    facts = await run_probe(
+        image, "q35", runtime_dir, root, "" if nvdimm else "rootflags=dax=always"
+    )
+    assert "/ erofs ro" in facts["mount"]
+    (mounted,) = facts["root"]
+    assert mounted.startswith(("/dev/pmem0 ", "/dev/root "))
+    assert ("dax=always" in mounted) is not nvdimm
+    assert digests(image) == before
 
 
 @pytest.mark.vm

@@ -31,7 +31,7 @@ def image() -> GuestImage:
 
 
 def cmdline(image: GuestImage) -> str:
-    return f"{image.kernel_args} console=ttyS0 reboot=k panic=1 katapy.channel=vsock"
+    return f"root=/dev/vda {image.kernel_args} console=ttyS0 reboot=k panic=1 katapy.channel=vsock"
 
 
 def until_agent(vmm: Vmm, uds: Path) -> None:

@@ -58,17 +58,22 @@ class GuestFiles:
     initrd: Path
 
 
-@lru_cache(maxsize=1)
-def build() -> GuestFiles:
-    """Return the guest's files, made on first use and kept for the next run."""
+@lru_cache(maxsize=2)
+def build(more: tuple[str, ...] = ()) -> GuestFiles:
+    """Return the guest's files, made on first use and kept for the next run.
+
+    Args:
+        more: further kernel modules that it loads.
+    """
     package = _package_name()
-    directory = _CACHE / package
+    modules = (*_MODULES.split(), *more)
+    directory = _CACHE / "+".join((package, *more))
     files = GuestFiles(directory / "vmlinuz", directory / "initrd")
     recipe = directory / "init"
-    text = f"{_INIT}# {_MODULES}\n"
+    text = f"{_INIT}# {' '.join(modules)}\n"
     if not (files.initrd.exists() and recipe.exists() and recipe.read_text() == text):
         directory.mkdir(parents=True, exist_ok=True)
-        _build(package, directory, files)
+        _build(package, modules, directory, files)
         recipe.write_text(text)
     return files
 
@@ -84,7 +89,7 @@ def _package_name() -> str:
     return next(word for word in words if word.startswith("linux-image-6"))
 
 
-def _build(package: str, directory: Path, files: GuestFiles) -> None:
+def _build(package: str, modules: tuple[str, ...], directory: Path, files: GuestFiles) -> None:
     unpacked = directory / "unpacked"
     _run("apt-get", "-q", "download", package, cwd=directory)
     (deb,) = directory.glob("*.deb")
@@ -104,7 +109,7 @@ def _build(package: str, directory: Path, files: GuestFiles) -> None:
     for applet in listing:
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
-    _copy_modules(unpacked / "lib" / "modules" / release, root / "modules")
+    _copy_modules(modules, unpacked / "lib" / "modules" / release, root / "modules")
     (root / "init").write_text(_INIT)
     (root / "init").chmod(0o755)
     temporary = files.initrd.with_suffix(".new")
@@ -115,14 +120,14 @@ def _build(package: str, directory: Path, files: GuestFiles) -> None:
     shutil.rmtree(unpacked)
 
 
-def _copy_modules(source: Path, target: Path) -> None:
+def _copy_modules(modules: tuple[str, ...], source: Path, target: Path) -> None:
     needs = {}
     for line in (source / "modules.dep").read_text().splitlines():
         path, _, dependencies = line.partition(":")
         needs[path] = dependencies.split()
     by_name = {Path(path).stem: path for path in needs}
     order: dict[str, None] = {}
-    for name in _MODULES.split():
+    for name in modules:
         path = by_name[name]
         order |= dict.fromkeys([*reversed(needs[path]), path])
     for path in order:

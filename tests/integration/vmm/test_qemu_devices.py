@@ -149,7 +149,7 @@ async def test_huge_pages(spec: VmSpec, boot: Boot, huge_pages: None) -> None:
 
 
 async def test_numa_nodes(spec: VmSpec, boot: Boot) -> None:
-    nodes = (NumaNode(1, 96 * MIB, host_node=0), NumaNode(1, 160 * MIB))
+    nodes = (NumaNode(1, 96 * MIB, host_nodes=(0,)), NumaNode(1, 160 * MIB))
     async with boot(replace(spec, vcpus=2, numa=nodes)) as (_, shell):
         assert await shell.run("cat /sys/devices/system/node/online") == "0-1"
         assert await shell.run("cat /sys/devices/system/node/node1/cpulist") == "1"

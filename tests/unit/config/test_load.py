@@ -178,20 +178,20 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
         tmp_path / "config.toml",
         """
         [hypervisor.qemu]
-        enable_numa = true
+        enable_template = true
         enable_hugepages = false
         valid_hypervisor_paths = ["/usr/bin/qemu-system-x86_64"]
         [runtime]
-        vfio_mode = "vfio"
+        keep_abnormal = true
         [hypervisor.dragonball]
         path = "/usr/bin/dragonball"
         """,
     )
     warnings = load(file).warnings
     assert [w.removeprefix(f"{file}: ") for w in warnings] == [
-        "[hypervisor.qemu] enable_numa has no effect",
+        "[hypervisor.qemu] enable_template has no effect",
         "[hypervisor.dragonball] has no effect",
-        "[runtime] vfio_mode has no effect",
+        "[runtime] keep_abnormal has no effect",
     ]
 
 

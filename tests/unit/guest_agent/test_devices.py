@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guest_agent.devices import add_nodes_of_guest
+from guest_agent.devices import _rewrite_addresses, add_nodes_of_guest
 
 pytestmark = pytest.mark.root
 
@@ -40,3 +40,15 @@ def test_every_node_but_terminals_and_ports(tmp_path: Path) -> None:
         "path": "/dev/vda", "type": "b", "major": 254, "minor": 0,
         "fileMode": 0o640, "uid": 0, "gid": 0,
     }  # fmt: skip
+
+
+def test_addresses_of_pci_devices_are_the_guest_s() -> None:
+    spec: dict[str, Any] = {
+        "process": {"env": ["PCIDEVICE_NIC=0000:01:00.0,0000:09:00.0", "HOST=0000:01:00.0"]}
+    }
+    _rewrite_addresses(spec, {"0000:01:00.0": "0000:02:00.0"})
+    assert spec["process"]["env"] == [
+        "PCIDEVICE_NIC=0000:02:00.0,0000:09:00.0",
+        "HOST=0000:01:00.0",
+    ]
+    _rewrite_addresses({}, {"0000:01:00.0": "0000:02:00.0"})

@@ -12,8 +12,9 @@ from shim.config.hypervisors import AnyHypervisor, CloudHypervisor, Firecracker,
 from shim.config.model import Config, Katapy
 from shim.errors import ConfigError
 from shim.vm_plan import VmPlan, needs_vsock, plan_vm
+from vmm.cmdline import merge
 from vmm.qemu.qemu import QemuHypervisor
-from vmm.spec import FsDevice, NinePDevice, PanicDevice, VmSpec, VsockDevice
+from vmm.spec import FsDevice, NinePDevice, PanicDevice, PmemDevice, VmSpec, VsockDevice
 
 FILES: dict[str, Any] = {"kernel": Path("/k"), "image": Path("/i")}
 
@@ -45,6 +46,33 @@ def test_how_far_a_vm_can_grow() -> None:
     assert (dimms.memory_hotplug, dimms.root_ports) == ("dimm", 0)
     assert dimms.memory_limit > 2048 << 20
     assert plan(Qemu(**FILES, machine_type="microvm")).spec.max_memory_bytes == 0
+
+
+@pytest.mark.parametrize("driver", ["virtio-pmem", "nvdimm"])
+def test_the_image_as_persistent_memory(driver: str) -> None:
+    spec = plan(Qemu(**FILES, vm_rootfs_driver=driver)).spec
+    assert spec.image == PmemDevice("image", Path("/i"), read_only=True, nvdimm=driver == "nvdimm")
+    assert ("rootflags=dax=always" in spec.cmdline.split()) is (driver == "virtio-pmem")
+    assert "root=/dev/pmem0" in merge(spec, {}).split()
+
+
+def test_ports_for_devices_of_the_host() -> None:
+    assert plan(Qemu(**FILES, hot_plug_vfio="root-port")).spec.root_ports == 4
+    assert plan(Qemu(**FILES, hot_plug_vfio="root-port", pcie_root_port=1)).spec.root_ports == 1
+    assert plan(Qemu(**FILES, hot_plug_vfio="bridge-port")).spec.root_ports == 0
+    assert plan(Qemu(**FILES, cold_plug_vfio="root-port")).cold_ports
+    assert not plan(Qemu(**FILES, cold_plug_vfio="bridge-port")).cold_ports
+
+
+def test_numa_nodes_of_the_guest() -> None:
+    spec = plan(
+        Qemu(
+            **FILES, enable_numa=True, numa_mapping=("0", "0"), default_vcpus=2, default_memory=512
+        )
+    ).spec
+    assert [node.host_nodes for node in spec.numa] == [(0,), (0,)]
+    assert sum(node.vcpus for node in spec.numa) == spec.vcpu_limit
+    assert plan(Qemu(**FILES, numa_mapping=("0",))).spec.numa == ()
 
 
 def test_vsock_of_qemu_is_the_host_s() -> None:

@@ -27,6 +27,7 @@ from vmm.spec import (
     NinePDevice,
     PanicDevice,
     PciPath,
+    PmemDevice,
     RngDevice,
     SerialDevice,
     VfioDevice,
@@ -347,6 +348,29 @@ def test_a_device_of_the_host_gets_a_root_port(spec: VmSpec) -> None:
     second = plan.add_hot(VfioDevice("other", "0000:02:00.0"), ())
     assert second.place is not None
     assert not second.place.root_port
+
+
+def test_a_device_of_the_host_is_on_a_root_port_from_boot(spec: VmSpec) -> None:
+    devices = (VfioDevice("nic", "0000:01:00.0"), VfioDevice("gpu", "0000:02:00.0"))
+    plan = make_plan(replace(spec, root_ports=1, devices=devices))
+    assert str(plan.placed["nic"].handle.address) == "1d/00"
+    assert plan.placed["nic"].recipe.steps[-1].arguments["bus"] == "rp0"
+    # Without another port it is on the root bus.
+    assert plan.placed["gpu"].recipe.steps[-1].arguments["bus"] == "pcie.0"
+
+
+def test_persistent_memory_of_which_nothing_may_be_written(spec: VmSpec, tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(bytes(2 * MIB))
+    nvdimm = PmemDevice("image", file, read_only=True, nvdimm=True)
+    line = Line(replace(spec, image=nvdimm))
+    (memory,) = [o for o in line.objects("-object") if o.get("mem-path")]
+    # Read-only memory is nothing a vhost-user daemon is given.
+    assert memory["readonly"]
+    assert line.device("nvdimm")["unarmed"]
+    assert {"root=/dev/pmem0", "ro"} <= set(line.value("-append").split())
+    with pytest.raises(InvalidConfig, match="an NVDIMM needs q35 or pc, not microvm"):
+        command.check(replace(spec, machine="microvm", devices=(nvdimm,)), features())
 
 
 def test_a_port_is_free_again_after_release(spec: VmSpec, disk: BlockDevice) -> None:
