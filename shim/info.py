@@ -15,14 +15,14 @@ from shim.version import RUNTIME_NAME, VERSION
 _FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 # What the guest does, not what the host could: cgroup v2 only, crun with seccomp,
-# and no id-mapped or recursively read-only mounts across the share.
+# and no id-mapped mounts across the share.
 FEATURES = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.1.0",
     "mountOptions": [
         "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "lazytime",
         "noatime", "nodev", "nodiratime", "noexec", "norelatime", "nostrictatime", "nosuid",
-        "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave",
+        "private", "rbind", "relatime", "remount", "ro", "rprivate", "rro", "rshared", "rslave",
         "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync", "unbindable",
     ],
     "linux": {

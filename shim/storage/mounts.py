@@ -117,19 +117,30 @@ async def bind(
     recorder: Recorder,
     *,
     read_only: bool = False,
+    writable_below: bool = False,
+    follow: bool = True,
     recursive: bool = True,
     devices: bool = True,
     timeout: float = MOUNT_TIMEOUT,
 ) -> Any:
     """Show ``source`` at ``target``, read-only all the way down if so wanted.
 
-    ``devices`` False keeps device nodes there from being opened.
+    ``writable_below`` lets what is mounted below be as writable as it is, ``follow`` has
+    mounts made there later appear, ``devices`` False keeps device nodes from being opened.
 
     Args, result and errors are those of :func:`mount`.
     """
 
     def call() -> None:
-        attach_clone(source, target, recursive=recursive, read_only=read_only, devices=devices)
+        attach_clone(
+            source,
+            target,
+            recursive=recursive,
+            read_only=read_only,
+            writable_below=writable_below,
+            follow=follow,
+            devices=devices,
+        )
 
     return await _recorded(call, target, recorder, timeout, f"bind of {source} at {target}")
 

@@ -101,7 +101,7 @@ def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> Non
     assert fetch(kubelet, pod.ip, 80) == "web"
     assert fetch(kubelet, GATEWAY, 8081) == "web"
     assert GATEWAY in one.sh("ip route")
-    eventually(lambda: forwarded(pod, 80).endswith(b"\r\n\r\nweb\n"), "port-forward")
+    eventually(lambda: forwarded(pod, 80).endswith(b"\r\n\r\nweb\n"), "port-forward", timeout=20)
 
     # One VM.
     kernel = one.sh("cat /proc/sys/kernel/random/boot_id")

@@ -83,9 +83,10 @@ async def dial(pod: Netns, port: int) -> trio.SocketStream | None:
 
 
 async def open_port(pod: Netns, port: int) -> trio.SocketStream:
-    while (stream := await dial(pod, port)) is None:
+    while True:  # nothing tells when the port is there
+        if (stream := await dial(pod, port)) is not None:
+            return stream
         await trio.sleep(0.05)
-    return stream
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
