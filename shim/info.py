@@ -14,8 +14,8 @@ from shim.version import RUNTIME_NAME, VERSION
 
 _FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
-# What the guest does, not what the host could: cgroup v2 only, crun with seccomp,
-# and no id-mapped mounts across the share.
+# What the guest does, not what the host could: cgroup v2 only, and crun with seccomp.
+# Id-mapped and recursively read-only mounts are made on the host's side of the share.
 FEATURES = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.1.0",
@@ -31,7 +31,7 @@ FEATURES = {
         "seccomp": {"enabled": True},
         "apparmor": {"enabled": False},
         "selinux": {"enabled": False},
-        "mountExtensions": {"idmap": {"enabled": False}},
+        "mountExtensions": {"idmap": {"enabled": True}},
     },
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from shim.storage.guest_volumes import (
     memory_volume,
     scratch_disk,
 )
+from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
 from shim.storage.socket_proxy import Owner
 from shim.storage.source import look_at
@@ -91,6 +92,16 @@ class _View(NamedTuple):
     readonly: bool
     writable_below: bool
     follow: bool
+    owners: Owners | None
+
+
+def _owners(mount: HostMount) -> Owners | None:
+    if not (mount.uid_maps or mount.gid_maps):
+        return None
+    uids, gids = (
+        tuple(IdMap(*entry) for entry in maps) for maps in (mount.uid_maps, mount.gid_maps)
+    )
+    return Owners(uids, gids)
 
 
 def _below_is_writable(plan: SharedVolume, mount: HostMount) -> bool:
@@ -234,7 +245,13 @@ class PodVolumes:
         """
         with trio.fail_after(LOOK_TIMEOUT_S):
             source = await trio.to_thread.run_sync(look_at, mount.source, abandon_on_cancel=True)
-        return await self._use(plan_volume(source, self.settings()), mount, cleanup)
+        owners = _owners(mount)
+        if owners is not None:
+            source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
+        plan = plan_volume(source, self.settings())
+        if owners is not None and isinstance(plan, PushedVolume) and self._share is not None:
+            plan = SharedVolume(source.path, source.covers)  # whose files can be mapped
+        return await self._use(plan, mount, cleanup)
 
     async def add_disk(self, path: str, cleanup: Rollback, *, read_only: bool) -> Placed:
         """Bring a block device into the guest. Args and errors as :meth:`add`."""
@@ -284,11 +301,12 @@ class PodVolumes:
                 return (plan,)
 
     def _shared_key(self, plan: SharedVolume, mount: HostMount) -> tuple[object, ...]:
-        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount))
+        owners = _owners(mount)
+        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners)
         views = [wanted]
         if not wanted.writable_below:
             views = [
-                _View(readonly, False, follow)
+                _View(readonly, False, follow, owners)
                 for readonly in (False, True)[: 1 + wanted.readonly]
                 for follow in (True, False)[: 2 - wanted.follow]
             ]
@@ -332,6 +350,7 @@ class PodVolumes:
             read_only=mount.readonly,
             writable_below=below,
             follow=_follows(mount),
+            owners=_owners(mount),
             recursive=mount.recursive,
         )
         return Placed(path, guarded=below)

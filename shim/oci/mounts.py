@@ -29,6 +29,9 @@ _PROPAGATION = frozenset(
 )
 
 
+IdMaps = tuple[tuple[int, int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class HostMount:
     """A bind mount whose source lies on the host and has to reach the guest.
@@ -39,6 +42,8 @@ class HostMount:
         destination: path inside the container.
         readonly: the container may not write to it.
         readonly_below: nor to what is mounted below the source.
+        uid_maps: of an id-mapped mount: container id, host id and how many.
+        gid_maps: the same of groups.
         recursive: mounts below the source come with it.
         propagation: flag words such as ``rslave``, in order.
     """
@@ -50,6 +55,8 @@ class HostMount:
     recursive: bool
     propagation: tuple[str, ...]
     readonly_below: bool = False
+    uid_maps: IdMaps = ()
+    gid_maps: IdMaps = ()
 
 
 def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
@@ -77,9 +84,16 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
                 recursive="rbind" in options,
                 propagation=tuple(word for word in options if word in _PROPAGATION),
                 readonly_below="rro" in options,
+                uid_maps=_id_maps(mount, "uidMappings"),
+                gid_maps=_id_maps(mount, "gidMappings"),
             )
         )
     return found
+
+
+def _id_maps(mount: Mapping[str, Any], key: str) -> IdMaps:
+    maps = mount.get(key) or ()
+    return tuple((m.get("containerID", 0), m.get("hostID", 0), m.get("size", 0)) for m in maps)
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:

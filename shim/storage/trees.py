@@ -37,7 +37,8 @@ def attach_clone(
         writable_below: read-only is the topmost one alone.
         follow: mounts that appear below the source later appear here too.
         devices: False lets nobody open a device node there.
-        user_namespace: descriptor of the namespace to map the owners by.
+        user_namespace: descriptor of the namespace to map the owners by, of the topmost
+            one alone: what is mounted below may have its own or know none.
 
     Raises:
         OSError: as the system calls.
@@ -45,20 +46,22 @@ def attach_clone(
     attributes = syscalls.MOUNT_ATTR_RDONLY if read_only and not writable_below else 0
     if not devices:
         attributes |= syscalls.MOUNT_ATTR_NODEV
+    top = syscalls.MOUNT_ATTR_RDONLY if read_only else 0
     if user_namespace is not None:
-        attributes |= syscalls.MOUNT_ATTR_IDMAP
+        top |= syscalls.MOUNT_ATTR_IDMAP
     tree = syscalls.open_tree(source, recursive=recursive)
     try:
         syscalls.mount_setattr(
             tree,
             attributes=attributes,
             propagation=MS_SLAVE if follow else MS_PRIVATE,
-            user_namespace=user_namespace or 0,
             recursive=recursive,
             where=source,
         )
-        if read_only and writable_below:
-            syscalls.mount_setattr(tree, attributes=syscalls.MOUNT_ATTR_RDONLY, where=source)
+        if top & ~attributes:
+            syscalls.mount_setattr(
+                tree, attributes=top, user_namespace=user_namespace or 0, where=source
+            )
         syscalls.move_mount(tree, target)
     finally:
         os.close(tree)

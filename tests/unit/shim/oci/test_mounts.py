@@ -28,6 +28,16 @@ def test_the_pods_shared_memory_is_told_from_a_volume(source: str, expected: boo
     assert [entry.source for entry in found] == ([] if expected else [source])
 
 
+def test_an_id_mapped_mount_is_mapped_on_the_host_alone() -> None:
+    maps = [{"containerID": 0, "hostID": 70000, "size": 65536}]
+    mount = {"destination": "/v", "type": "bind", "source": "/v", "options": ["rbind"]}
+    spec = {"mounts": [{**mount, "uidMappings": maps, "gidMappings": maps}]}
+    (found,) = host_mounts(spec)
+    assert found.uid_maps == found.gid_maps == ((0, 70000, 65536),)
+    (inside,) = guest_mounts(spec, {0: "/g/v"})
+    assert inside == {**mount, "source": "/g/v"}
+
+
 def test_read_only_all_the_way_down_is_the_hosts_to_keep() -> None:
     spec = {
         "mounts": [
