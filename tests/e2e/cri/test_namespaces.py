@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from protos.cri import sandbox_pb2 as pods
-from tests.support.cri_client import CriError
 from tests.support.pods import Kubelet, Member, linux
 
 pytestmark = pytest.mark.root
@@ -55,11 +53,14 @@ def test_a_debug_container_sees_its_targets_processes(kubelet: Kubelet) -> None:
 
 def test_host_namespaces_are_the_machines(kubelet: Kubelet) -> None:
     host = linux(pid=pods.NODE, ipc=pods.NODE)
+    options = host["security_context"]["namespace_options"]
+    options["userns_options"] = {"mode": pods.NODE}
     pod = kubelet.pod("host", linux=host)
     one = pod.container("one", "sleep", "1001", linux=host)
     two = pod.container("two", "sleep", "1002", linux=host)
     assert {"sleep 1001", "sleep 1002"} <= commands(one)
     assert "[kthreadd]" in commands(two)
+    assert one.sh("cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
     one.sh("echo hello > /dev/shm/shared")
     assert two.sh("cat /dev/shm/shared; rm /dev/shm/shared") == "hello"
     # The machine is the VM, not the host.
@@ -81,49 +82,3 @@ def test_each_container_has_a_host_pid_in_the_pods_network(kubelet: Kubelet) -> 
     members[0].stop()
     members[0].remove()
     assert not Path(f"/proc/{pids[0]}").exists()
-
-
-def user_namespace(mode: int, *mappings: tuple[int, int, int]) -> dict[str, Any]:
-    """The ``linux`` field of a pod with a user namespace: host id, container id, length."""
-    maps = [dict(zip(("host_id", "container_id", "length"), m, strict=True)) for m in mappings]
-    result = linux(pid=pods.CONTAINER)
-    options = result["security_context"]["namespace_options"]
-    options["userns_options"] = {"mode": mode, "uids": maps, "gids": maps}
-    return result
-
-
-def test_users_are_others_outside_of_the_pod(kubelet: Kubelet, tmp_path: Path) -> None:
-    version = kubelet.client.call("Version").runtime_version
-    if version.startswith("1."):
-        pytest.skip("containerd 1.x maps no owners of volumes")
-    (tmp_path / "v").mkdir()
-    (tmp_path / "v").chmod(0o755)
-    mapping = (70000, 0, 65536)
-    settings = user_namespace(pods.POD, mapping)
-    pod = kubelet.pod("mapped", linux=settings)
-    maps = settings["security_context"]["namespace_options"]["userns_options"]
-    volume = {
-        "host_path": str(tmp_path / "v"),
-        "container_path": "/v",
-        "uidMappings": maps["uids"],
-        "gidMappings": maps["gids"],
-    }
-    one = pod.container("one", "sleep", "1000", linux=settings, mounts=[volume])
-    assert one.sh("cat /proc/self/uid_map").split() == ["0", "70000", "65536"]
-    assert one.sh("cat /proc/self/gid_map").split() == ["0", "70000", "65536"]
-    one.sh("echo hello > /v/file; echo root > /file; stat -c %u /v/file /file / /v")
-    assert one.sh("stat -c %u /v/file /file / /v").split() == ["0"] * 4
-    assert (tmp_path / "v/file").stat().st_uid == 0, "its volume is id-mapped"
-    pod.remove()
-
-    for wrong in (
-        user_namespace(pods.POD, mapping, (200000, 65536, 10)),
-        user_namespace(pods.POD, (70000, 1, 65535)),
-        user_namespace(pods.CONTAINER, mapping),
-        user_namespace(pods.TARGET, mapping),
-    ):
-        with pytest.raises(CriError):
-            kubelet.pod("wrong", linux=wrong)
-    node = user_namespace(pods.NODE)
-    plain = kubelet.pod("plain", linux=node).container("one", "sleep", "1000", linux=node)
-    assert plain.sh("cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.root
 
 STATUS = "grep -E '{}' /proc/self/status"
 LOCALHOST, UNCONFINED, DEFAULT = 2, 1, 0
-MERGE, STRICT = 0, 1
 
 
 class Case(NamedTuple):
@@ -103,12 +102,5 @@ def test_what_containers_may_do(kubelet: Kubelet, tmp_path: Path) -> None:
         if not re.fullmatch(case.expected, said):
             wrong.append(f"{case.name}: {said!r}")
     assert not wrong, "\n".join(wrong)
-    if kubelet.client.call("Status").features.supplemental_groups_policy:
-        groups = {**user(1000), "supplemental_groups": [1234]}
-        for policy, expected in ((MERGE, {"1000", "1234", "2000"}), (STRICT, {"1000", "1234"})):
-            context = linux(pid=pods.CONTAINER, supplemental_groups_policy=policy, **groups)
-            member = pod.container(f"policy-{policy}", "sleep", "1000", linux=context)
-            assert set(member.sh("id -G").split()) == expected
-            member.stop()
     with pytest.raises(CriError, match="without user"):
         pod.container("no-user", "true", linux=linux(run_as_group={"value": 2000}))
