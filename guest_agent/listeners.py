@@ -1,4 +1,5 @@
-"""Which ports of the guest somebody listens on, for pods that stand in for the host.
+"""Which ports of the guest somebody listens on: for pods that stand in for the host, and
+for port-forward, whose clients dial the pod's loopback on the host.
 
 The kernel tells nobody of a new listener, so its tables are read now and then, but only
 while the host waits for an answer.
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 _INTERVAL = 0.25
+_LOCAL_INTERVAL = 1.0  # every pod of CRI waits so, mostly for nothing: wake the guest seldom
 _TABLES = (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07"))  # listening, unconnected
 _MAPPED = bytes(10) + b"\xff\xff"
 _LOOPBACK6 = bytes(15) + b"\1"
+_ANY = (bytes(4), bytes(16), bytes(10) + b"\xff\xff" + bytes(4))
 _PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 
 Listener = tuple[str, int]
@@ -45,8 +48,10 @@ class Listeners:
     async def wait(self, request: Message) -> Mapping[str, Any]:
         """Extension.WaitListeners: answer when they are others than the host knows."""
         known = {(entry["protocol"], entry["port"]) for entry in request["known"]}
-        while (found := _current()) == known:
-            await self._loop.sleep(_INTERVAL)
+        local = request["local"]
+        current, interval = (_local, _LOCAL_INTERVAL) if local else (_current, _INTERVAL)
+        while (found := current()) == known:
+            await self._loop.sleep(interval)
         return {"now": [{"protocol": name, "port": port} for name, port in sorted(found)]}
 
 
@@ -61,12 +66,29 @@ def _current() -> set[Listener]:
     return found
 
 
-def listening(lines: Iterable[str], state: str) -> Iterator[int]:
-    """Ports of a table's sockets in a state, without those the loopback alone reaches."""
+def _local() -> set[Listener]:
+    return {
+        ("tcp", port)
+        for table, state in _TABLES[:2]
+        for port in listening(_read(f"/proc/net/{table}").splitlines()[1:], state, local=True)
+    }
+
+
+def listening(lines: Iterable[str], state: str, *, local: bool = False) -> Iterator[int]:
+    """Ports of a table's sockets in a state, without those the loopback alone reaches.
+
+    Args:
+        lines: the table's, without its head.
+        state: as the table spells it.
+        local: without those that the loopback doesn't reach instead.
+    """
     for line in lines:
         fields = line.split()
-        address, _, port = fields[1].partition(":")
-        if fields[3] == state and not _is_loopback(_packed(address)):
+        text, _, port = fields[1].partition(":")
+        if fields[3] != state:
+            continue
+        address = _packed(text)
+        if address in _ANY or _is_loopback(address) == local:
             yield int(port, 16)
 
 

@@ -20,6 +20,7 @@ from .channel import find_port, listen_unix, listen_vsock, serve_listener, serve
 from .children import Children
 from .container import BASE, Runtime
 from .crun import Crun
+from .dial import Dialer
 from .guest import Guest
 from .iptables import IpTables
 from .listeners import Listeners
@@ -135,6 +136,7 @@ def _build(
             **guest.extension,
             **Listeners(loop).extension,
             **Sockets(loop).extension,
+            **Dialer(loop).extension,
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
         },

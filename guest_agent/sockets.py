@@ -118,13 +118,13 @@ class Sockets:
             raise TtrpcError(status.NOT_FOUND, "no such connection is waiting")
         self._loop.watch(fd)
         try:
-            await _Relay(self._loop, stream, fd, first["credit"]).run()
+            await Relay(self._loop, stream, fd, first["credit"]).run()
         finally:
             self._loop.forget(fd)
             os.close(fd)
 
 
-class _Relay:
+class Relay:
     """One connection and the stream that carries it."""
 
     __slots__ = ("_credit", "_fd", "_inbox", "_loop", "_more", "_readable", "_stream")

@@ -18,6 +18,7 @@ import trio
 
 from protos.kata import agent_pb2, csi_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
+from shim.connection import dial
 from shim.errors import Unimplemented
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
@@ -129,19 +130,31 @@ class Agent:
             if err.code != status.UNIMPLEMENTED:
                 raise
 
-    async def wait_listeners(self, known: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    async def wait_listeners(
+        self, known: set[tuple[str, int]], *, local: bool = False
+    ) -> set[tuple[str, int]]:
         """Return the guest's listening ports once they are others than the known ones.
 
         Only with the feature ``listeners``.
 
         Args:
             known: protocol ("tcp" or "udp") and port of each.
+            local: the TCP ports that the guest's loopback reaches, instead of those that
+                others reach; needs the feature ``dial``.
         """
         request = extension_pb2.WaitListenersRequest(
-            known=[extension_pb2.Listener(protocol=name, port=port) for name, port in known]
+            known=[extension_pb2.Listener(protocol=name, port=port) for name, port in known],
+            local=local,
         )
         reply = await self._extension.WaitListeners(request)
         return {(entry.protocol, entry.port) for entry in reply.now}
+
+    async def dial(self, port: int, host: trio.SocketStream) -> None:
+        """Carry a connection to a TCP port of the guest's loopback until its end; closes it.
+
+        Needs the feature ``dial``.
+        """
+        await dial(self._client, port, host)
 
     async def destroy_sandbox(self, timeout: float) -> None:
         """End every container and power the VM off."""

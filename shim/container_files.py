@@ -191,6 +191,10 @@ class ContainerFiles:
             placed = await self._volumes.add(mount, cleanup)
             volumes.storages += placed.storages
             volumes.sources[mount.index] = placed.path or None
+            if placed.guarded:
+                # One file system in the guest, whatever is mounted below it on the host.
+                entry = spec["mounts"][mount.index]
+                entry["options"] = [word for word in entry["options"] if word != "ro"]
             if placed.disk:
                 volumes.add_disk(mount.destination, placed.disk)
         for device in host_disks(spec):

@@ -14,15 +14,15 @@ from shim.version import RUNTIME_NAME, VERSION
 
 _FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
-# What the guest does, not what the host could: cgroup v2 only, crun with seccomp,
-# and no id-mapped or recursively read-only mounts across the share.
+# What the guest does, not what the host could: cgroup v2 only, and crun with seccomp.
+# Id-mapped and recursively read-only mounts are made on the host's side of the share.
 FEATURES = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.1.0",
     "mountOptions": [
         "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "lazytime",
         "noatime", "nodev", "nodiratime", "noexec", "norelatime", "nostrictatime", "nosuid",
-        "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave",
+        "private", "rbind", "relatime", "remount", "ro", "rprivate", "rro", "rshared", "rslave",
         "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync", "unbindable",
     ],
     "linux": {
@@ -31,7 +31,7 @@ FEATURES = {
         "seccomp": {"enabled": True},
         "apparmor": {"enabled": False},
         "selinux": {"enabled": False},
-        "mountExtensions": {"idmap": {"enabled": False}},
+        "mountExtensions": {"idmap": {"enabled": True}},
     },
 }  # fmt: skip
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -32,6 +33,7 @@ from shim.storage.guest_volumes import (
     memory_volume,
     scratch_disk,
 )
+from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
 from shim.storage.socket_proxy import Owner
 from shim.storage.source import look_at
@@ -68,11 +70,13 @@ class Placed:
         path: what to bind, "" for a device.
         storages: mounts the agent makes first.
         disk: where the guest finds the disk that is the volume, "" for a directory.
+        guarded: it is read-only by itself, and what is mounted below it is not.
     """
 
     path: str = ""
     storages: tuple[agent_pb2.Storage, ...] = ()
     disk: str = ""
+    guarded: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +84,32 @@ class _Held:
     placed: Placed
     undo: Rollback
     users: int = 0
+
+
+class _View(NamedTuple):
+    """How a shared volume is shown to the guest."""
+
+    readonly: bool
+    writable_below: bool
+    follow: bool
+    owners: Owners | None
+
+
+def _owners(mount: HostMount) -> Owners | None:
+    if not (mount.uid_maps or mount.gid_maps):
+        return None
+    uids, gids = (
+        tuple(IdMap(*entry) for entry in maps) for maps in (mount.uid_maps, mount.gid_maps)
+    )
+    return Owners(uids, gids)
+
+
+def _below_is_writable(plan: SharedVolume, mount: HostMount) -> bool:
+    return plan.covers and mount.recursive and mount.readonly and not mount.readonly_below
+
+
+def _follows(mount: HostMount) -> bool:
+    return any(word.endswith(("shared", "slave")) for word in mount.propagation)
 
 
 class DirectVolumes:
@@ -215,7 +245,13 @@ class PodVolumes:
         """
         with trio.fail_after(LOOK_TIMEOUT_S):
             source = await trio.to_thread.run_sync(look_at, mount.source, abandon_on_cancel=True)
-        return await self._use(plan_volume(source, self.settings()), mount, cleanup)
+        owners = _owners(mount)
+        if owners is not None:
+            source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
+        plan = plan_volume(source, self.settings())
+        if owners is not None and isinstance(plan, PushedVolume) and self._share is not None:
+            plan = SharedVolume(source.path, source.covers)  # whose files can be mapped
+        return await self._use(plan, mount, cleanup)
 
     async def add_disk(self, path: str, cleanup: Rollback, *, read_only: bool) -> Placed:
         """Bring a block device into the guest. Args and errors as :meth:`add`."""
@@ -251,19 +287,32 @@ class PodVolumes:
     def _key(self, plan: VolumePlan, mount: HostMount) -> tuple[object, ...]:
         """What makes two mounts the same volume.
 
-        One that the guest may write to serves its readers too: two views of a file in the
-        guest would have a page cache and locks each.
+        One that the guest may write to serves its readers too, and one that follows the
+        host's mounts those that need not: two views of a file in the guest would have a
+        page cache and locks each. Only where that would make a mount below read-only that
+        is to be writable there are two.
         """
         match plan:
             case SharedVolume():
-                writable = (plan, mount.recursive, False)
-                if mount.readonly and writable not in self._held:
-                    return (plan, mount.recursive, True)
-                return writable
+                return self._shared_key(plan, mount)
             case RawDisk() | AssignedDisk():
                 return (plan, mount.readonly)
             case _:
                 return (plan,)
+
+    def _shared_key(self, plan: SharedVolume, mount: HostMount) -> tuple[object, ...]:
+        owners = _owners(mount)
+        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners)
+        views = [wanted]
+        if not wanted.writable_below:
+            views = [
+                _View(readonly, False, follow, owners)
+                for readonly in (False, True)[: 1 + wanted.readonly]
+                for follow in (True, False)[: 2 - wanted.follow]
+            ]
+        keys = [(plan.source, mount.recursive, view) for view in views]
+        held = [key for key in keys if key in self._held]
+        return held[0] if held else (plan.source, mount.recursive, wanted)
 
     async def _make(self, plan: VolumePlan, mount: HostMount, undo: Rollback) -> Placed:
         self._serial += 1
@@ -294,11 +343,17 @@ class PodVolumes:
         share, owner = self._share, f"v{self._serial}"
         assert share is not None
         undo.push("the shared volume", partial(share.remove, owner), timeout=SHARE_TIMEOUT_S)
-        readonly = self._key(plan, mount)[-1] is True
+        below = _below_is_writable(plan, mount)
         path = await share.add_volume(
-            owner, plan.source, read_only=readonly, recursive=mount.recursive
+            owner,
+            plan.source,
+            read_only=mount.readonly,
+            writable_below=below,
+            follow=_follows(mount),
+            owners=_owners(mount),
+            recursive=mount.recursive,
         )
-        return Placed(path)
+        return Placed(path, guarded=below)
 
     async def _push(self, plan: PushedVolume, undo: Rollback) -> Placed:
         agent, name = self._vm.agent, f"v{self._serial}"

@@ -105,16 +105,18 @@ class SocketAccepted(_message.Message):
     def __init__(self, connection: _Optional[int] = ...) -> None: ...
 
 class ConnectionFrame(_message.Message):
-    __slots__ = ("connection", "data", "eof", "credit")
+    __slots__ = ("connection", "data", "eof", "credit", "port")
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     EOF_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
     connection: int
     data: bytes
     eof: bool
     credit: int
-    def __init__(self, connection: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
+    port: int
+    def __init__(self, connection: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
 
 class Listener(_message.Message):
     __slots__ = ("protocol", "port")
@@ -125,10 +127,12 @@ class Listener(_message.Message):
     def __init__(self, protocol: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class WaitListenersRequest(_message.Message):
-    __slots__ = ("known",)
+    __slots__ = ("known", "local")
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     known: _containers.RepeatedCompositeFieldContainer[Listener]
-    def __init__(self, known: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ...) -> None: ...
+    local: bool
+    def __init__(self, known: _Optional[_Iterable[_Union[Listener, _Mapping]]] = ..., local: _Optional[bool] = ...) -> None: ...
 
 class WaitListenersResponse(_message.Message):
     __slots__ = ("now",)

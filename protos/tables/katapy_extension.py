@@ -9,9 +9,9 @@ FileChange = {0: 'katapy.agent.v1.FileChange', 1: ("path", 9, 0, None), 2: ("fil
 PushFilesRequest = {0: 'katapy.agent.v1.PushFilesRequest', 1: ("volume", 9, 0, None), 2: ("changes", 11, 2, FileChange)}
 ListenSocketRequest = {0: 'katapy.agent.v1.ListenSocketRequest', 1: ("path", 9, 0, None), 2: ("mode", 13, 0, None), 3: ("uid", 13, 0, None), 4: ("gid", 13, 0, None)}
 SocketAccepted = {0: 'katapy.agent.v1.SocketAccepted', 1: ("connection", 4, 0, None)}
-ConnectionFrame = {0: 'katapy.agent.v1.ConnectionFrame', 1: ("connection", 4, 0, None), 2: ("data", 12, 0, None), 3: ("eof", 8, 0, None), 4: ("credit", 4, 0, None)}
+ConnectionFrame = {0: 'katapy.agent.v1.ConnectionFrame', 1: ("connection", 4, 0, None), 2: ("data", 12, 0, None), 3: ("eof", 8, 0, None), 4: ("credit", 4, 0, None), 5: ("port", 13, 0, None)}
 Listener = {0: 'katapy.agent.v1.Listener', 1: ("protocol", 9, 0, None), 2: ("port", 13, 0, None)}
-WaitListenersRequest = {0: 'katapy.agent.v1.WaitListenersRequest', 1: ("known", 11, 2, Listener)}
+WaitListenersRequest = {0: 'katapy.agent.v1.WaitListenersRequest', 1: ("known", 11, 2, Listener), 2: ("local", 8, 0, None)}
 WaitListenersResponse = {0: 'katapy.agent.v1.WaitListenersResponse', 1: ("now", 11, 2, Listener)}
 Empty = {0: 'google.protobuf.Empty'}
 SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool, bool]]]" = {
@@ -22,6 +22,7 @@ SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool,
         "PushFiles": (PushFilesRequest, Empty, False, False),
         "ListenSocket": (ListenSocketRequest, SocketAccepted, True, True),
         "Connection": (ConnectionFrame, ConnectionFrame, True, True),
+        "Dial": (ConnectionFrame, ConnectionFrame, True, True),
         "RemoveDevice": (RemoveDeviceRequest, Empty, False, False),
         "WaitListeners": (WaitListenersRequest, WaitListenersResponse, False, False),
     },

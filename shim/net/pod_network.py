@@ -27,6 +27,7 @@ from shim.net.dan import DirectDevice, DirectNetwork
 from shim.net.endpoint import Part, Wiring
 from shim.net.host_proxy import HostProxy
 from shim.net.links import Link, Scan
+from shim.net.local_ports import LocalPorts
 from shim.net.monitor import NetworkMonitor
 from shim.net.scan import scan
 from shim.netlink import RouteSocket, in_netns, netns_id
@@ -151,12 +152,15 @@ class PodNetwork:
         async with trio.open_nursery() as nursery:
             if self._monitor is not None:
                 nursery.start_soon(self._watch_namespace, self._monitor)
-            if self._proxy is not None:
-                nursery.start_soon(self._watch_ports, self._proxy, self._vm[1])
+            ports: HostProxy | LocalPorts | None = self._proxy
+            if ports is None and self._path:  # nobody finds one without a path
+                ports = LocalPorts(self._netns, self._log)
+            if ports is not None:
+                nursery.start_soon(self._watch_ports, ports, self._vm[1])
 
-    async def _watch_ports(self, proxy: HostProxy, agent: Agent) -> None:
+    async def _watch_ports(self, ports: HostProxy | LocalPorts, agent: Agent) -> None:
         try:
-            await proxy.reflect(agent)
+            await ports.reflect(agent)
         except Exception as err:
             self._log.error(f"the pod's ports are no longer followed at the host: {err!r}")
 

@@ -29,6 +29,9 @@ _PROPAGATION = frozenset(
 )
 
 
+IdMaps = tuple[tuple[int, int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class HostMount:
     """A bind mount whose source lies on the host and has to reach the guest.
@@ -38,6 +41,9 @@ class HostMount:
         source: absolute host path.
         destination: path inside the container.
         readonly: the container may not write to it.
+        readonly_below: nor to what is mounted below the source.
+        uid_maps: of an id-mapped mount: container id, host id and how many.
+        gid_maps: the same of groups.
         recursive: mounts below the source come with it.
         propagation: flag words such as ``rslave``, in order.
     """
@@ -48,6 +54,9 @@ class HostMount:
     readonly: bool
     recursive: bool
     propagation: tuple[str, ...]
+    readonly_below: bool = False
+    uid_maps: IdMaps = ()
+    gid_maps: IdMaps = ()
 
 
 def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
@@ -74,9 +83,17 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
                 readonly=not _READ_ONLY.isdisjoint(options),
                 recursive="rbind" in options,
                 propagation=tuple(word for word in options if word in _PROPAGATION),
+                readonly_below="rro" in options,
+                uid_maps=_id_maps(mount, "uidMappings"),
+                gid_maps=_id_maps(mount, "gidMappings"),
             )
         )
     return found
+
+
+def _id_maps(mount: Mapping[str, Any], key: str) -> IdMaps:
+    maps = mount.get(key) or ()
+    return tuple((m.get("containerID", 0), m.get("hostID", 0), m.get("size", 0)) for m in maps)
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
@@ -86,10 +103,22 @@ def is_bind(mount: Mapping[str, Any]) -> bool:
 
 def served_by_guest(mount: Mapping[str, Any]) -> bool:
     """Whether a bind mount is about the kernel or its devices, which are the guest's own."""
-    if _clean(mount["destination"]) == "/dev/shm":
+    if is_pod_shm(mount):
         return True
     source = _clean(mount.get("source", ""))
     return _is_below(source, _GUEST_TREES) or source in _GUEST_DEVICES or source == "/dev"
+
+
+def is_pod_shm(mount: Mapping[str, Any]) -> bool:
+    """Whether a bind mount is of the shared memory that a client made for the pod.
+
+    Clients name it ``shm``; another directory there is a volume, as is kubelet's of that name.
+    """
+    source = _clean(mount.get("source", ""))
+    if _clean(mount.get("destination", "")) != "/dev/shm" or not is_bind(mount):
+        return False
+    volume = "/kubernetes.io~" in source or "/volume-subpaths/" in source
+    return source == "/dev/shm" or (posixpath.basename(source) == "shm" and not volume)
 
 
 def guest_mounts(
@@ -113,11 +142,16 @@ def guest_mounts(
         # Id maps and SELinux contexts are about the host's file systems.
         rewritten = {k: v for k, v in mount.items() if k not in ("uidMappings", "gidMappings")}
         if "options" in mount:
-            rewritten["options"] = [o for o in mount["options"] if not o.startswith("context=")]
+            # The host sees to what is mounted below; in the guest it is one file system.
+            rewritten["options"] = [
+                "ro" if option == "rro" else option
+                for option in mount["options"]
+                if not option.startswith("context=")
+            ]
         if not is_bind(mount):
             result.append(rewritten)
             continue
-        if _clean(mount["destination"]) == "/dev/shm":
+        if is_pod_shm(mount):
             rewritten["source"] = shm
             rewritten["options"] = ["rbind"] + (["ro"] if "ro" in mount.get("options", ()) else [])
         elif _is_below(_clean(mount.get("source", "")), ("/sys/fs/cgroup",)):

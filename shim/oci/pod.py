@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shim.oci.mounts import is_bind
+from shim.oci.mounts import is_bind, is_pod_shm
 from shim.oci.role import Role, container_role
 
 DEFAULT_SHM_BYTES = 64 << 20
@@ -55,7 +55,7 @@ def pod_settings(spec: Mapping[str, Any]) -> PodSettings:
     return PodSettings(
         hostname=spec.get("hostname", ""),
         dns=_dns(_source(spec, "/etc/resolv.conf")),
-        shm_bytes=_shm_bytes(_source(spec, "/dev/shm"), pod),
+        shm_bytes=_shm_bytes(_shm_source(spec), pod),
         sysctls=dict(linux.get("sysctl", {})) if pod else {},
         host_pid=pod and "pid" not in kinds,
     )
@@ -68,6 +68,11 @@ def _source(spec: Mapping[str, Any], destination: str) -> str:
         if posixpath.normpath(mount.get("destination", "")) == destination:
             found = mount.get("source", "") if is_bind(mount) else ""
     return found
+
+
+def _shm_source(spec: Mapping[str, Any]) -> str:
+    shared = [mount["source"] for mount in spec.get("mounts", ()) if is_pod_shm(mount)]
+    return shared[-1] if shared else ""
 
 
 def _shm_bytes(source: str, pod: bool) -> int:

@@ -40,6 +40,8 @@ _SHAPE: dict[str, Any] = {
         "devices": [{"path": str, "type": str, "major": int, "minor": int}],
         "cgroupsPath": str,
         "sysctl": {},
+        "uidMappings": [{"containerID": int, "hostID": int, "size": int}],
+        "gidMappings": [{"containerID": int, "hostID": int, "size": int}],
         "resources": {
             "devices": [{"allow": bool}],
             "memory": {},
@@ -83,6 +85,7 @@ def load_spec(bundle: Path) -> Spec:
         raise InvalidArgument(f"{path}: root.path is missing")
     if "process" in spec:
         _check_process(spec["process"], f"{path}: process")
+    _check_root_is_mapped(spec.get("linux", {}), f"{path}: linux")
     return spec
 
 
@@ -149,6 +152,14 @@ def _check_process(process: Spec, where: str) -> None:
         raise InvalidArgument(f"{where}: args is empty, there is nothing to run")
     if not process.get("cwd", "/").startswith("/"):
         raise InvalidArgument(f"{where}: cwd {process['cwd']!r} must be absolute")
+
+
+def _check_root_is_mapped(linux: Spec, where: str) -> None:
+    """A user namespace without a root has nobody to set its container up."""
+    for name in ("uidMappings", "gidMappings"):
+        maps = linux.get(name, ())
+        if maps and not any(m.get("containerID", 0) == 0 and m.get("size", 0) for m in maps):
+            raise InvalidArgument(f"{where}.{name}: container id 0 is not mapped")
 
 
 def _without_nulls(value: Any) -> Any:

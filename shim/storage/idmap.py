@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from shim.errors import Internal, InvalidArgument
 from shim.storage import syscalls
-from shim.storage.options import IdMap, MountOptions, option_values
+from shim.storage.options import IdMap, MountOptions, Owners, option_values
 from shim.storage.overlay import split_layers
 from shim.storage.trees import attach_clone
 
@@ -26,7 +26,7 @@ def idmapped(source: str, target: str, options: MountOptions, *, recursive: bool
         InvalidArgument: only one of the two maps is given.
         Internal: the kernel or the file system does not do it.
     """
-    with _user_namespace(options) as namespace:
+    with user_namespace(Owners(options.uid_map, options.gid_map)) as namespace:
         _attach(source, target, namespace, recursive=recursive)
 
 
@@ -50,7 +50,7 @@ def idmapped_layers(options: MountOptions, scratch: str) -> Iterator[Sequence[st
     layers = split_layers(option_values(options.data)["lowerdir"])
     mounted: list[str] = []
     try:
-        with _user_namespace(options) as namespace:
+        with user_namespace(Owners(options.uid_map, options.gid_map)) as namespace:
             for number, layer in enumerate(layers):
                 target = os.path.join(scratch, str(number))
                 os.mkdir(target)
@@ -78,9 +78,14 @@ def _attach(source: str, target: str, namespace: int, *, recursive: bool) -> Non
 
 
 @contextlib.contextmanager
-def _user_namespace(options: MountOptions) -> Iterator[int]:
-    """Yield a descriptor of a user namespace with the maps; a short-lived child owns it."""
-    if not (options.uid_map and options.gid_map):
+def user_namespace(owners: Owners) -> Iterator[int]:
+    """Yield a descriptor of a user namespace with the maps; a short-lived child owns it.
+
+    Raises:
+        InvalidArgument: only one of the two maps is given.
+        Internal: the kernel makes none.
+    """
+    if not (owners.uids and owners.gids):
         raise InvalidArgument("mount options uidmap and gidmap need each other")
     with subprocess.Popen(
         ["unshare", "--user", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -90,7 +95,7 @@ def _user_namespace(options: MountOptions) -> Iterator[int]:
         child.stdin.write(b"?")
         if child.stdout.read(1) != b"?":  # the echo means that it has unshared
             raise Internal("idmapped mount: no user namespace can be made")
-        for name, maps in (("uid_map", options.uid_map), ("gid_map", options.gid_map)):
+        for name, maps in (("uid_map", owners.uids), ("gid_map", owners.gids)):
             _write(f"/proc/{child.pid}/{name}", maps)
         namespace = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         child.stdin.close()

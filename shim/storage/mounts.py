@@ -19,7 +19,7 @@ import trio
 
 from shim.errors import DeadlineExceeded, Internal, InvalidArgument, KatapyError
 from shim.storage import syscalls
-from shim.storage.idmap import idmapped, idmapped_layers
+from shim.storage.idmap import idmapped, idmapped_layers, user_namespace
 from shim.storage.loop import attach_loop
 from shim.storage.options import (
     MS_BIND,
@@ -28,6 +28,7 @@ from shim.storage.options import (
     MS_REMOUNT,
     Mount,
     MountOptions,
+    Owners,
     parse_options,
 )
 from shim.storage.overlay import compact
@@ -117,19 +118,35 @@ async def bind(
     recorder: Recorder,
     *,
     read_only: bool = False,
+    writable_below: bool = False,
+    follow: bool = True,
     recursive: bool = True,
     devices: bool = True,
+    owners: Owners | None = None,
     timeout: float = MOUNT_TIMEOUT,
 ) -> Any:
     """Show ``source`` at ``target``, read-only all the way down if so wanted.
 
-    ``devices`` False keeps device nodes there from being opened.
+    ``writable_below`` lets what is mounted below be as writable as it is, ``follow`` has
+    mounts made there later appear, ``devices`` False keeps device nodes from being opened,
+    ``owners`` shows the files as somebody else's.
 
     Args, result and errors are those of :func:`mount`.
     """
 
     def call() -> None:
-        attach_clone(source, target, recursive=recursive, read_only=read_only, devices=devices)
+        with contextlib.ExitStack() as stack:
+            namespace = stack.enter_context(user_namespace(owners)) if owners else None
+            attach_clone(
+                source,
+                target,
+                recursive=recursive,
+                read_only=read_only,
+                writable_below=writable_below,
+                follow=follow,
+                devices=devices,
+                user_namespace=namespace,
+            )
 
     return await _recorded(call, target, recorder, timeout, f"bind of {source} at {target}")
 

@@ -97,6 +97,29 @@ class IdMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose files are whose, on their way from one user namespace to another."""
+
+    uids: tuple[IdMap, ...]
+    gids: tuple[IdMap, ...]
+
+    def uid(self, number: int) -> int:
+        """What a user id appears as; as it is when there is no mapping for it."""
+        return _mapped(number, self.uids)
+
+    def gid(self, number: int) -> int:
+        """What a group id appears as."""
+        return _mapped(number, self.gids)
+
+
+def _mapped(number: int, maps: tuple[IdMap, ...]) -> int:
+    for entry in maps:
+        if 0 <= number - entry.container < entry.count:
+            return entry.host + number - entry.container
+    return number
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """Parsed options.
 

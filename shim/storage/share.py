@@ -23,7 +23,7 @@ import trio
 
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimplemented
 from shim.storage.mounts import Recorder, bind, mount, unmount
-from shim.storage.options import Mount
+from shim.storage.options import Mount, Owners
 from shim.storage.rootfs import SharedRootfs
 
 GUEST_SHARE = "/run/kata-containers/shared/containers"
@@ -108,17 +108,22 @@ class Share:
         source: str,
         *,
         read_only: bool = False,
+        writable_below: bool = False,
+        follow: bool = True,
+        owners: Owners | None = None,
         recursive: bool = True,
     ) -> str:
         """Share a directory or file of the host; returns its path in the guest.
 
-        Mounts that appear below ``source`` later are seen in the guest. A device node that
-        the guest makes there can't be opened by the file server.
+        A device node that the guest makes there can't be opened by the file server.
 
         Args:
             owner: whose it is, for :meth:`remove`; becomes part of the path.
             source: absolute path.
             read_only: the guest can't write to it, whatever it mounts or remounts.
+            writable_below: read-only is what is at ``source``, not what is mounted below.
+            follow: mounts that appear below ``source`` later are seen in the guest.
+            owners: whose the files appear to be in the guest, of an id-mapped mount.
             recursive: with the mounts below it.
 
         Raises:
@@ -147,8 +152,11 @@ class Share:
                 target,
                 self._recorder,
                 read_only=read_only,
+                writable_below=writable_below,
+                follow=follow,
                 recursive=recursive,
                 devices=False,
+                owners=owners,
             )
             made.made.append(_Made("mount", target, note))
 

@@ -9,29 +9,21 @@ Source: protos/katapy/extension.proto; unix(7).
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from protos.katapy.extension_pb2 import ConnectionFrame, ListenSocketRequest, SocketAccepted
+from shim.connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 from shim.errors import Unavailable
-from shim.ttrpc.client import ConnectionClosed
-from shim.ttrpc.status import TtrpcError
 
 if TYPE_CHECKING:
     from shim.ttrpc.client import Client
-    from shim.ttrpc.stream import ClientStream
 
-WINDOW = 1 << 18
-CHUNK = 1 << 16
 CONNECT_TIMEOUT_S = 5.0
 
-_SERVICE = "katapy.agent.v1.Extension"
-_BROKEN = (TtrpcError, ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +69,7 @@ class SocketProxy:
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             try:
-                async with self._client.stream(_SERVICE, "ListenSocket") as stream:
+                async with self._client.stream(SERVICE, "ListenSocket") as stream:
                     try:
                         await stream.send(request.SerializeToString())
                         while (data := await stream.receive()) is not None:
@@ -87,15 +79,15 @@ class SocketProxy:
                             else:
                                 task_status.started()
                     finally:
-                        _give_up(stream)
-            except _BROKEN as error:
+                        give_up(stream)
+            except BROKEN as error:
                 failure = error
             nursery.cancel_scope.cancel()
         raise Unavailable(f"socket {self._host_path} in the guest: {failure or 'it has ended'}")
 
     async def _serve(self, number: int) -> None:
         try:
-            async with self._client.stream(_SERVICE, "Connection") as stream:
+            async with self._client.stream(SERVICE, "Connection") as stream:
                 # Taken in any case: one that leads nowhere ends for the guest at once.
                 first = ConnectionFrame(connection=number, credit=WINDOW)
                 await stream.send(first.SerializeToString())
@@ -103,11 +95,12 @@ class SocketProxy:
                     host = await self._connect()
                     if host is not None:
                         async with host:
-                            await _Relay(stream, host).run()
+                            await Relay(stream, host).run()
                 finally:
-                    _give_up(stream)
-        except _BROKEN as error:
-            _log.debug("socket %s: a connection broke: %s", self._host_path, error)
+                    give_up(stream)
+        except* BROKEN as error:  # of a relay's task it comes in a group
+            reason = error.exceptions[0]
+            _log.debug("socket %s: a connection broke: %s", self._host_path, reason)
 
     async def _connect(self) -> trio.SocketStream | None:
         try:
@@ -116,81 +109,3 @@ class SocketProxy:
         except (OSError, trio.TooSlowError) as error:
             _log.warning("socket %s: nobody answers on the host: %s", self._host_path, error)
             return None
-
-
-class _Relay:
-    """Carries bytes both ways until both have ended."""
-
-    def __init__(self, stream: ClientStream, host: trio.SocketStream) -> None:
-        self._stream = stream
-        self._host = host
-        self._credit = 0
-        self._changed = trio.Event()
-        self._sending = trio.CancelScope()
-        self._fetching = trio.CancelScope()
-        self._send, self._inbox = trio.open_memory_channel[bytes](WINDOW)
-
-    async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive)
-            async with trio.open_nursery() as both:
-                both.start_soon(self._within, self._sending, self._to_host)
-                both.start_soon(self._within, self._fetching, self._to_guest)
-            nursery.cancel_scope.cancel()
-
-    async def _within(self, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
-        with scope:
-            await work()
-
-    async def _receive(self) -> None:
-        ended = False
-        with contextlib.suppress(*_BROKEN):
-            while (data := await self._stream.receive()) is not None:
-                frame = ConnectionFrame.FromString(data)
-                if frame.data:
-                    self._send.send_nowait(frame.data)
-                if frame.eof:
-                    ended = True
-                    self._send.close()
-                if frame.credit:
-                    self._credit += frame.credit
-                    self._changed.set()
-        # The guest is done, or has given up what was not at its end.
-        self._fetching.cancel()
-        if not ended:
-            self._sending.cancel()
-
-    async def _to_host(self) -> None:
-        async for data in self._inbox:
-            try:
-                await self._host.send_all(data)
-            except trio.BrokenResourceError:
-                return  # it closed; what is on its way from it still arrives
-            with contextlib.suppress(*_BROKEN):  # the guest may need no more credit
-                await self._frame(credit=len(data))
-        with contextlib.suppress(trio.BrokenResourceError):
-            await self._host.send_eof()
-
-    async def _to_guest(self) -> None:
-        while True:
-            while self._credit <= 0:
-                self._changed = trio.Event()
-                await self._changed.wait()
-            try:
-                data = await self._host.receive_some(min(CHUNK, self._credit))
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                await self._frame(eof=True)
-                return
-            self._credit -= len(data)
-            await self._frame(data=data)
-
-    async def _frame(self, *, data: bytes = b"", eof: bool = False, credit: int = 0) -> None:
-        frame = ConnectionFrame(data=data, eof=eof, credit=credit)
-        await self._stream.send(frame.SerializeToString())
-
-
-def _give_up(stream: ClientStream) -> None:
-    with contextlib.suppress(*_BROKEN):  # it may be gone already
-        stream.close_send()

@@ -34,7 +34,8 @@ def look_at(path: str) -> Source:
     except OSError as error:
         raise InvalidArgument(f"volume {path}: {error.strerror}") from error
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mount = mount_of(path, parse_mountinfo(file.read()))
+        mounts = parse_mountinfo(file.read())
+    mount = mount_of(path, mounts)
     fstype = mount.fstype if mount is not None else ""
     size = 0
     if fstype in ("tmpfs", "hugetlbfs"):
@@ -49,6 +50,7 @@ def look_at(path: str) -> Source:
         size=size,
         page_size=mount.options.get("pagesize", "") if mount is not None else "",
         direct=direct,
+        covers=any(other.target.startswith(path.rstrip("/") + "/") for other in mounts),
     )
 
 

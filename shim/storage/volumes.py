@@ -59,6 +59,7 @@ class Source:
         size: of that file system in bytes, 0 when nobody has set one.
         page_size: of a hugetlbfs, such as ``2M``.
         direct: what a CSI driver wrote about it, if it is a direct-assigned volume.
+        covers: something is mounted below it.
     """
 
     path: str
@@ -70,13 +71,20 @@ class Source:
     size: int = 0
     page_size: str = ""
     direct: DirectVolume | None = None
+    covers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SharedVolume:
-    """A directory or file of the host, shared."""
+    """A directory or file of the host, shared.
+
+    Attributes:
+        source: its path.
+        covers: something is mounted below it, which may be more writable than it is.
+    """
 
     source: str
+    covers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,7 @@ def plan_volume(source: Source, settings: VolumeSettings) -> VolumePlan:
     if kind in _SYNCED and not below and settings.can_push:
         return PushedVolume(source.path)
     if settings.can_share:
-        return SharedVolume(source.path)
+        return SharedVolume(source.path, source.covers)
     if settings.can_push and (stat.S_ISDIR(source.mode) or stat.S_ISREG(source.mode)):
         return PushedVolume(source.path, is_file=stat.S_ISREG(source.mode))
     raise Unimplemented(f"volume {source.path}: this VM shares no files (shared_fs = 'none')")

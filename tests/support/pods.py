@@ -135,6 +135,12 @@ class Pod:
             member.start()
         return member
 
+    def port_forward(self, port: int, *, timeout: float = 30) -> Stream:
+        """A connection to a port of it; its data is on channel 0, after the port's number."""
+        answer = self.kubelet.client.call("PortForward", pod_sandbox_id=self.id, port=[port])
+        url = f"{answer.url}?port={port}"  # where a WebSocket client names its ports
+        return Stream(url, self.kubelet.network, timeout=timeout)
+
     def stop(self) -> None:
         """StopPodSandbox."""
         self.kubelet.client.call("StopPodSandbox", pod_sandbox_id=self.id)

@@ -21,7 +21,7 @@ _BINARY, _CLOSE, _PING, _PONG = 2, 8, 9, 10
 
 
 class Stream:
-    """One exec or attach under way.
+    """One exec, attach or port-forward under way.
 
     Params: ``url`` is what the CRI answered; ``namespace`` is where its server listens.
     """

@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "shim.agent",
         "shim.annotations",
+        "shim.connection",
         "shim.net",
         "shim.storage",
         "shim.stdio",

@@ -53,11 +53,14 @@ def test_a_debug_container_sees_its_targets_processes(kubelet: Kubelet) -> None:
 
 def test_host_namespaces_are_the_machines(kubelet: Kubelet) -> None:
     host = linux(pid=pods.NODE, ipc=pods.NODE)
+    options = host["security_context"]["namespace_options"]
+    options["userns_options"] = {"mode": pods.NODE}
     pod = kubelet.pod("host", linux=host)
     one = pod.container("one", "sleep", "1001", linux=host)
     two = pod.container("two", "sleep", "1002", linux=host)
     assert {"sleep 1001", "sleep 1002"} <= commands(one)
     assert "[kthreadd]" in commands(two)
+    assert one.sh("cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
     one.sh("echo hello > /dev/shm/shared")
     assert two.sh("cat /dev/shm/shared; rm /dev/shm/shared") == "hello"
     # The machine is the VM, not the host.

@@ -9,7 +9,8 @@ import pytest
 from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2 as pods
 from tests.support.cri_daemon import GATEWAY
-from tests.support.pods import Kubelet, linux
+from tests.support.pods import Kubelet, Pod, linux
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 
@@ -23,6 +24,14 @@ def fetch(kubelet: Kubelet, host: str, port: int) -> str:
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     return answer.partition(b"\r\n\r\n")[2].decode().strip()
+
+
+def forwarded(pod: Pod, port: int) -> bytes:
+    """What a web server says through port-forward."""
+    with pod.port_forward(port) as stream:
+        stream.write(b"GET / HTTP/1.0\r\n\r\n")
+        stream.finish()
+        return stream.received.get(0, b"")
 
 
 @pytest.mark.core
@@ -92,6 +101,7 @@ def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> Non
     assert fetch(kubelet, pod.ip, 80) == "web"
     assert fetch(kubelet, GATEWAY, 8081) == "web"
     assert GATEWAY in one.sh("ip route")
+    eventually(lambda: forwarded(pod, 80).endswith(b"\r\n\r\nweb\n"), "port-forward", timeout=20)
 
     # One VM.
     kernel = one.sh("cat /proc/sys/kernel/random/boot_id")

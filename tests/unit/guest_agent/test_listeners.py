@@ -30,3 +30,18 @@ def line(local: str, state: str, remote: str = ANY4) -> str:
 )
 def test_one_socket(local: str, state: str, ports: list[int]) -> None:
     assert list(listening([line(local, state)], "0A")) == ports
+
+
+@pytest.mark.parametrize(
+    ("local", "ports"),
+    [
+        ("00000000:1F90", [8080]),
+        ("0" * 32 + ":0016", [22]),
+        ("0100007F:1F90", [8080]),
+        ("0" * 24 + "01000000:0016", [22]),
+        ("0000000000000000FFFF000000000000:0016", [22]),
+        ("6402000A:0050", []),
+    ],
+)
+def test_what_the_loopback_reaches(local: str, ports: list[int]) -> None:
+    assert list(listening([line(local, "0A")], "0A", local=True)) == ports

@@ -38,6 +38,7 @@ def test_unknown_role_names_the_annotation() -> None:
 
 def test_a_pods_settings(tmp_path: Path) -> None:
     resolv = tmp_path / "resolv.conf"
+    (tmp_path / "shm").mkdir()
     resolv.write_text("search a.b\nnameserver 10.0.0.1\n")
     spec = {
         "hostname": "pod",
@@ -45,7 +46,7 @@ def test_a_pods_settings(tmp_path: Path) -> None:
         "linux": {"sysctl": {"kernel.shm_rmid_forced": "1"}, "namespaces": [{"type": "pid"}]},
         "mounts": [
             {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
-            {"destination": "/dev/shm/", "type": "bind", "source": str(tmp_path)},
+            {"destination": "/dev/shm/", "type": "bind", "source": str(tmp_path / "shm")},
             {"destination": "/etc/resolv.conf", "source": str(resolv), "options": ["rbind"]},
         ],
     }
@@ -59,7 +60,7 @@ def test_a_pods_settings(tmp_path: Path) -> None:
 
 def test_a_pod_without_files_has_a_default_shm() -> None:
     mounts = [
-        {"destination": "/dev/shm", "type": "bind", "source": "/no/such/place"},
+        {"destination": "/dev/shm", "type": "bind", "source": "/no/such/shm"},
         {"destination": "/etc/resolv.conf", "type": "bind", "source": "/no/such/file"},
     ]
     settings = pod_settings({"annotations": SANDBOX, "mounts": mounts})

@@ -60,6 +60,16 @@ def test_bad_specs_are_refused_by_name(tmp_path: Path, text: str | bytes, compla
         load_spec(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("kind", ["uidMappings", "gidMappings"])
+def test_a_user_namespace_needs_a_root(tmp_path: Path, kind: str) -> None:
+    spec = cri_container()
+    spec["linux"][kind] = [{"containerID": 1, "hostID": 70000, "size": 65535}]
+    with pytest.raises(InvalidArgument, match=f"{kind}: container id 0 is not mapped"):
+        load_spec(write(tmp_path, json.dumps(spec)))
+    spec["linux"][kind] = [{"containerID": 0, "hostID": 70000, "size": 65536}]
+    load_spec(write(tmp_path, json.dumps(spec)))
+
+
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shim.errors import InvalidArgument
 from shim.storage import options as o
-from shim.storage.options import IdMap, parse_options
+from shim.storage.options import IdMap, Owners, parse_options
 
 SET = {
     "bind": 0x1000,
@@ -114,3 +114,9 @@ def test_every_option_ends_up_in_one_place(given_options: list[str]) -> None:
 def test_the_last_word_on_read_only_wins(given_options: list[str]) -> None:
     last = next((option for option in reversed(given_options) if option in ("ro", "rw")), "rw")
     assert parse_options(given_options).read_only == (last == "ro")
+
+
+def test_owners_are_mapped_by_their_ranges() -> None:
+    owners = Owners((IdMap(0, 70000, 10), IdMap(100, 5, 1)), (IdMap(0, 80000, 1),))
+    assert [owners.uid(number) for number in (0, 9, 10, 100)] == [70000, 70009, 10, 5]
+    assert [owners.gid(number) for number in (0, 1)] == [80000, 1]
