@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.stdio",
         "shim.oci",
         "shim.publisher",
+        "shim.unplug",
     ),
     ("shim.resources", "shim.cgroup", "shim.cpu_pinning", "shim.oom_score"),
     ("shim.config", "shim.metrics"),
