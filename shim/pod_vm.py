@@ -146,9 +146,9 @@ class PodVm:
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
                 network = self._plan.network
-                if network is not None:
-                    network.release_descriptors()
                 await self._hypervisor.boot()
+                if network is not None:
+                    network.release_descriptors()  # the VMM has its own by now
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
                 self._stages.reached("agent")
