@@ -17,7 +17,7 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
-from shim import backends, pod_builder, pod_vm, sandbox
+from shim import backends, creation, pod_builder, pod_vm, sandbox
 from shim.agent import Agent
 from shim.container_files import ContainerFiles
 from shim.context import ShimContext
@@ -27,6 +27,8 @@ from shim.pod_builder import PodBuilder
 from shim.storage import share
 from shim.storage.share import Share
 from vmm import virtiofsd
+from vmm.cloud_hypervisor import launch as clh_launch
+from vmm.firecracker import launch as firecracker_launch
 from vmm.qemu import launch
 from vmm.qemu.qemu import QemuHypervisor
 
@@ -35,7 +37,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (sandbox, "open_stdio", "stdio"),
     (PodBuilder, "_make_runtime_dir", "runtime directory"),
     (PodBuilder, "_make_cgroup", "cgroup"),
-    (pod_builder, "open_netns", "network namespace"),
+    (pod_builder, "open_network", "network namespace"),
     (pod_builder, "plan_vm", "plan"),
     (Share, "prepare", "share"),
     (share, "mount", "share mount"),
@@ -43,6 +45,8 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (virtiofsd, "spawn", "virtiofsd process"),
     (QemuHypervisor, "__aenter__", "VMM"),
     (launch, "spawn", "VMM process"),
+    (firecracker_launch, "spawn", "VMM process"),
+    (clh_launch, "spawn", "VMM process"),
     # The VM
     (QemuHypervisor, "boot", "boot"),
     (QemuHypervisor, "dial_agent", "agent dial"),
@@ -54,7 +58,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (QemuHypervisor, "attach", "disk"),
     (ContainerFiles, "add_volumes", "volumes"),
     (Share, "add_volume", "volume"),
-    (sandbox, "guest_spec", "guest spec"),
+    (creation, "guest_spec", "guest spec"),
     (Agent, "create_container", "CreateContainer"),
     (sandbox.Sandbox, "supervise", "supervision"),
 )
