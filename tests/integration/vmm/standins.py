@@ -122,7 +122,8 @@ def standins(image: GuestImage, vhost_device_vsock: Path, tmp_path: Path) -> Ite
             hotplug_slots=4,
         )
         yield Standins(tmp_path / "programs", vhost_device_vsock, spec)
-        assert list(Path(directory).iterdir()) == []
+        left = [path.name for path in Path(directory).iterdir()]
+        assert left == [], left
 
 
 @asynccontextmanager
