@@ -20,6 +20,7 @@ from shim.errors import Unavailable
 from shim.log import Log
 from shim.net.pod_network import PodNetwork
 from shim.stages import Stages
+from shim.unplug import unplug
 from vmm.hypervisor import Hypervisor
 from vmm.spec import AttachedDevice, VmSpec
 
@@ -145,9 +146,9 @@ class PodVm:
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")
                 network = self._plan.network
-                if network is not None:
-                    network.release_descriptors()
                 await self._hypervisor.boot()
+                if network is not None:
+                    network.release_descriptors()  # the VMM has its own by now
                 stream = await self._hypervisor.dial_agent(self._plan.dial_timeout)
                 agent = await stack.enter_async_context(connect(stream, self._plan.dial_timeout))
                 self._stages.reached("agent")
@@ -230,11 +231,9 @@ class PodVm:
             handle: the device, which no container uses any more.
             timeout: seconds the guest has to let go of it.
         """
-        if self.gone.is_set() or self._hypervisor.exited.is_set():
-            return
-        if self._hypervisor.capabilities.guest_remove_first:
-            await self.agent.remove_device(str(handle.address), timeout)
-        await self._hypervisor.detach(handle, timeout)
+        if self._agent is None or self._hypervisor.exited.is_set():
+            return  # gone, or about to be
+        await unplug(self._hypervisor, self._agent, handle, timeout)
 
     async def stop(self, *, orderly: bool) -> None:
         """End the VM and wait until everything of it is gone.

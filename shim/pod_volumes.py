@@ -227,7 +227,7 @@ class PodVolumes:
             emptydir_mode="block-plain" if runtime.emptydir_mode == "block-plain" else "shared-fs",
             guest_emptydir=not runtime.disable_guest_empty_dir,
             can_share=self._share is not None,
-            can_attach=self._vm.hypervisor.capabilities.block_hot == "add_remove",
+            can_attach=self._vm.hypervisor.capabilities.block_hot != "none",
             can_push="push-files" in features,
             can_listen="sockets" in features,
         )
@@ -426,18 +426,18 @@ class PodVolumes:
 
     async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:
         vm = self._vm
+        named = vm.hypervisor.capabilities.block_serial
         device = disk(
             self._config.hypervisor,
             f"volume-{self._serial}",
             path,
             read_only=read_only,
-            serial=sha256_hex(os.fsencode(path))[:20],
+            serial=sha256_hex(os.fsencode(path))[:20] if named else "",
         )
         handle = await vm.hypervisor.attach(device)
 
         async def detach() -> None:
-            if not self._gone():
-                await vm.hypervisor.detach(handle, DETACH_TIMEOUT_S)
+            await vm.detach(handle, DETACH_TIMEOUT_S)
 
         undo.push(f"disk {path}", detach, timeout=DETACH_TIMEOUT_S + 2)
         return handle

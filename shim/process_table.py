@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Identity = tuple[int, int]
 
+MARKER_VARIABLE = "KATAPY_VM"
+"""As in :mod:`vmm.spawn`, which is slow to import."""
+
 _DEAD_STATES = ("Z", "X", "x")
 
 
@@ -127,12 +130,13 @@ def _wait(fds: list[int], timeout: float) -> list[int]:
 
 
 def find_by_marker(marker: str) -> list[Identity]:
-    """Find the processes whose command line holds ``marker``.
+    """Find the processes with ``marker`` in the command line or as marker in the environment.
 
     For a process that was announced but whose pid was never recorded, because the
     shim died in between. The marker must be unique, such as its socket directory.
     """
     needle = os.fsencode(marker)
+    variable = MARKER_VARIABLE.encode() + b"=" + needle
     found = []
     own = os.getpid()
     for name in os.listdir("/proc"):
@@ -140,10 +144,13 @@ def find_by_marker(marker: str) -> list[Identity]:
             continue
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
-                line = file.read()
+                found_it = needle in file.read()
+            if not found_it:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    found_it = variable in file.read().split(b"\0")
         except OSError:
             continue
-        if needle in line:
+        if found_it:
             started = start_time(int(name))
             if started is not None:
                 found.append((int(name), started))

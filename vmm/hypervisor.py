@@ -52,6 +52,7 @@ class Capabilities:
     ninep: bool = False
     block_hot: Literal["none", "swap", "add_remove"] = "none"
     block_resize: bool = False
+    block_serial: bool = False
     net_hot: bool = False
     nic_by_fd: bool = False
     multi_queue: bool = False

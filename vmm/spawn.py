@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLONE_NEWNET = 0x40000000
+MARKER_VARIABLE = "KATAPY_VM"
+"""Environment variable of a VMM by which its VM's directory is known."""
+
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 def spawn(
-    argv: Sequence[str], *, pass_fds: Sequence[int] = (), netns: int | None = None
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    netns: int | None = None,
+    marker: str = "",
 ) -> subprocess.Popen[bytes]:
     """Start a program in its own session with a bare environment.
 
@@ -29,20 +36,22 @@ def spawn(
         argv: program and arguments.
         pass_fds: descriptors the program gets, under the same numbers.
         netns: network namespace it runs in, as an open descriptor.
+        marker: what it can be found by, where its command line has nothing of the kind;
+            it is in its environment.
 
     Raises:
         InvalidConfig: the program is missing or can't be executed.
         VmmError: the namespace can't be entered.
     """
     if netns is None:
-        return _popen(argv, pass_fds)
+        return _popen(argv, pass_fds, marker)
     # A namespace belongs to a thread, so one that ends with the job enters it.
     outcome: list[subprocess.Popen[bytes] | Exception] = []
 
     def enter_and_start() -> None:
         try:
             _set_netns(netns)
-            outcome.append(_popen(argv, pass_fds))
+            outcome.append(_popen(argv, pass_fds, marker))
         except Exception as error:
             outcome.append(error)
 
@@ -54,7 +63,7 @@ def spawn(
     return outcome[0]
 
 
-def _popen(argv: Sequence[str], pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+def _popen(argv: Sequence[str], pass_fds: Sequence[int], marker: str) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             argv,
@@ -64,7 +73,7 @@ def _popen(argv: Sequence[str], pass_fds: Sequence[int]) -> subprocess.Popen[byt
             bufsize=0,
             pass_fds=pass_fds,
             start_new_session=True,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, MARKER_VARIABLE: marker} if marker else _ENVIRONMENT,
             cwd="/",
         )
     except OSError as error:

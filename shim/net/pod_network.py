@@ -32,6 +32,7 @@ from shim.net.monitor import NetworkMonitor
 from shim.net.scan import scan
 from shim.netlink import RouteSocket, in_netns, netns_id
 from shim.rollback import Rollback
+from shim.unplug import unplug
 from vmm.hypervisor import Hypervisor
 from vmm.spec import AttachedDevice, NetDevice
 
@@ -240,7 +241,7 @@ class PodNetwork:
         except BaseException:
             with trio.CancelScope(shield=True):
                 if card.handle is not None:
-                    await hypervisor.detach(card.handle, DETACH_TIMEOUT_S)
+                    await unplug(hypervisor, agent, card.handle, DETACH_TIMEOUT_S)
                 await self._forget(card)
             raise
         finally:
@@ -257,7 +258,7 @@ class PodNetwork:
             self._stale.append(self._cards.pop(index))
             self._log.warning(f"link {name} is gone; the VM keeps its card without an address")
             return
-        await hypervisor.detach(card.handle, DETACH_TIMEOUT_S)
+        await unplug(hypervisor, agent, card.handle, DETACH_TIMEOUT_S)
         await self._forget(card)
         self._log.info(f"link {name} is gone and unplugged from the VM")
 

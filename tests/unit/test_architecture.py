@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.oci",
         "shim.publisher",
         "shim.vfio",
+        "shim.unplug",
     ),
     ("shim.resources", "shim.cgroup", "shim.cpu_pinning", "shim.oom_score"),
     ("shim.config", "shim.metrics"),

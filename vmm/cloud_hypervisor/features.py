@@ -85,6 +85,7 @@ class Features:
             fs_hot=True,
             block_hot="add_remove",
             block_resize=self.has("resize_disk"),
+            block_serial=True,
             net_hot=True,
             nic_by_fd=True,
             multi_queue=True,

@@ -149,7 +149,14 @@ def launch(spec: VmSpec, *, binary: str | Path, landlock: bool, record: Recorder
             *("--seccomp", "true" if spec.sandbox_seccomp else "false"),
             *spec.extra_args,
         ]
-        child = spawn(argv, pass_fds=(listener.fileno(), theirs), netns=spec.netns)
+        # All it is told of comes by descriptor or over the API, so nothing in its command
+        # line says whose it is.
+        child = spawn(
+            argv,
+            pass_fds=(listener.fileno(), theirs),
+            netns=spec.netns,
+            marker=str(spec.runtime_dir),
+        )
         undo.callback(child.kill)
         record("process", child.pid)
         undo.pop_all()

@@ -86,6 +86,7 @@ class Features:
             "fs_share": "Firecracker shares no directories",
             "fs_hot": "Firecracker shares no directories",
             "ninep": "Firecracker shares no directories",
+            "block_serial": "Firecracker makes a disk's serial number itself",
             "nic_by_fd": "Firecracker opens taps by name only",
             "multi_queue": "Firecracker has one queue per device",
             "vcpu_up": "Firecracker can't add virtual CPUs; give it all at boot",

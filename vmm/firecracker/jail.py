@@ -29,6 +29,7 @@ DEFAULT_BASE = Path("/var/lib/katapy/jail")
 _FIRST_UID = 0x78000000
 _UIDS = 1 << 24
 _FILES = "files"
+_LINK = "jail"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class Jail:
         jailer: how to jail.
         program: Firecracker.
         vm_id: the VM's id.
-        link: a short path to make for the root: a socket's has 107 bytes.
+        runtime_dir: the VM's directory for sockets. It has the same path in the jail, by
+            which a jailed process is known; a link in it leads there, as a socket's path
+            has 107 bytes.
         record: told of the directory and the mounts before they are made.
     """
 
     def __init__(
-        self, jailer: Jailer, program: Path, vm_id: str, link: Path, record: Recorder
+        self, jailer: Jailer, program: Path, vm_id: str, runtime_dir: Path, record: Recorder
     ) -> None:
         self._record = record
         self._program = program
@@ -74,7 +77,8 @@ class Jail:
         self._vm_id = vm_id
         self._directory = jailer.base_dir / program.name / vm_id
         self.root = self._directory / "root"
-        self.link = link
+        self.runtime_dir = runtime_dir
+        self.link = runtime_dir / _LINK
         self.uid = jailer.uid or own_uid(vm_id)
         self.gid = jailer.gid or self.uid
         self._inside: dict[Path, str] = {}
@@ -111,11 +115,13 @@ class Jail:
             mounts.bind(self.root, self.root)
             mounts.share(self.root)
             (self.root / _FILES).mkdir(mode=0o755)
-            (self.root / "run").mkdir(mode=0o700)
-            os.chown(self.root / "run", *self.owner)
+            ours = self.root / self.runtime_dir.relative_to("/")
+            ours.parent.mkdir(mode=0o755, parents=True)
+            ours.mkdir(mode=0o700)
+            os.chown(ours, *self.owner)
             self._record("file", str(self.link))
             self.link.unlink(missing_ok=True)
-            self.link.symlink_to(self.root)
+            self.link.symlink_to(ours)
         except FileExistsError as error:
             raise InvalidConfig(f"there is a jail at {error.filename} already") from error
         except OSError as error:

@@ -31,7 +31,6 @@ VSOCK_SOCKET = "vsock.sock"
 CONSOLE_PIPE = "console"
 LOG_PIPE = "log"
 METRICS_PIPE = "metrics"
-JAIL_LINK = "jail"
 PLACEHOLDER = "placeholder"
 # One sector, by which the guest knows a drive that has no file of its own yet.
 _PLACEHOLDER_BYTES = 512
@@ -142,8 +141,7 @@ def launch(
             jail_program = find_program(
                 jailer.binary, "jailer", "jailer_path in [hypervisor.firecracker]"
             )
-            link = spec.runtime_dir / JAIL_LINK
-            jail = Jail(jailer, program, vm_id(spec.name), link, record)
+            jail = Jail(jailer, program, vm_id(spec.name), spec.runtime_dir, record)
             undo.callback(jail.remove)
             jail.make()
             for path, read_only in _files(spec):
@@ -196,7 +194,7 @@ class _Places:
     """Where sockets and pipes are, out here and as Firecracker sees them."""
 
     def __init__(self, spec: VmSpec, jail: Jail | None, record: Recorder, undo: ExitStack) -> None:
-        self._directory = spec.runtime_dir if jail is None else jail.link / "run"
+        self._directory = spec.runtime_dir if jail is None else jail.link
         self._jail = jail
         self._record = record
         self._undo = undo
@@ -212,7 +210,7 @@ class _Places:
         return self._directory / name
 
     def inside(self, name: str) -> str:
-        return str(self.outside(name)) if self._jail is None else f"/run/{name}"
+        return str(self.outside(name) if self._jail is None else self._jail.runtime_dir / name)
 
     def claim(self, name: str, kind: str) -> Path:
         path = self.outside(name)

@@ -45,6 +45,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         ninep="virtio-9p-pci" in features.devices,
         block_hot="add_remove" if hot else "none",
         block_resize=True,
+        block_serial=True,
         net_hot=hot,
         nic_by_fd=True,
         multi_queue=True,

@@ -28,6 +28,8 @@ from shim.pod_builder import PodBuilder
 from shim.storage import share
 from shim.storage.share import Share
 from vmm import virtiofsd
+from vmm.cloud_hypervisor import launch as clh_launch
+from vmm.firecracker import launch as firecracker_launch
 from vmm.qemu import launch
 from vmm.qemu.qemu import QemuHypervisor
 
@@ -44,6 +46,8 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (virtiofsd, "spawn", "virtiofsd process"),
     (QemuHypervisor, "__aenter__", "VMM"),
     (launch, "spawn", "VMM process"),
+    (firecracker_launch, "spawn", "VMM process"),
+    (clh_launch, "spawn", "VMM process"),
     # The VM
     (QemuHypervisor, "boot", "boot"),
     (QemuHypervisor, "dial_agent", "agent dial"),

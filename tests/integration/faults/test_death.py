@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from shim import process_table
 from shim.ledger import find_all
 from shim.ttrpc.status import TtrpcError
-from tests.integration.faults.conftest import Shim
+from tests.integration.faults.conftest import Installation, Shim
+from tests.support.backends import Backend, make_backend
+from tests.support.processes import become_subreaper, descendants
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -36,6 +39,36 @@ async def test_killed_at(shim: Shim, moment: str) -> None:
 @pytest.mark.parametrize("number", [2, 5, 8])
 async def test_killed_at_an_entry_of_the_ledger(shim: Shim, number: int) -> None:
     await _killed(shim, f"die ledger {number}")
+
+
+@pytest.fixture
+def backend(
+    request: pytest.FixtureRequest,
+    installation: Installation,
+    vhost_device_vsock: Path,
+    tmp_path: Path,
+) -> Iterator[Backend]:
+    """The VMM that the test's parameter names, for the shims started meanwhile."""
+    backend = make_backend(request.param, tmp_path, vhost_device_vsock)
+    assert installation.runtime.config is not None
+    drop_in = installation.runtime.config.parent / "config.d" / "backend.toml"
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text(f"{backend.config}\n")
+    # Whatever the shim leaves becomes our child, if nothing else tells whose it was.
+    become_subreaper()
+    before = _running()
+    yield backend
+    drop_in.unlink()
+    eventually(lambda: _running() <= before, "the VMM's end", timeout=5)
+
+
+def _running() -> set[int]:
+    return {item.pid for item in descendants(os.getpid()) if item.state != "Z"}
+
+
+@pytest.mark.parametrize("backend", ["clh", "firecracker", "jailed firecracker"], indirect=True)
+async def test_killed_before_another_vmm_is_recorded(backend: Backend, shim: Shim) -> None:
+    await _killed(shim, "die after VMM process")
 
 
 async def _killed(shim: Shim, fault: str) -> None:

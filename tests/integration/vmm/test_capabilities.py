@@ -34,7 +34,7 @@ NO_METHOD = {
     *("transport", "max_vcpus", "max_devices", "ninep", "fs_share", "mem_granule", "mem_max"),
     *("multi_queue", "nic_by_fd", "free_page_reporting", "restore_overrides", "lazy_restore"),
     *("vsock", "serial_agent", "console", "initrd", "firmware", "pmem_cold", "vfio_cold"),
-    *("pmem_hot", "vfio_hot", "hugepages", "guest_rescan_needed"),
+    *("pmem_hot", "vfio_hot", "hugepages", "guest_rescan_needed", "block_serial"),
     *("guest_remove_first", "event_stream", "reset_semantics", "guest_panic_event"),
     *("acpi_shutdown", "jail", "rootless", "seccomp", "live_migration", "vmm", "why_not"),
 }

@@ -44,7 +44,8 @@ def jail(jailer: Jailer, tmp_path: Path, records: list[tuple[str, str | int]]) -
     def record(kind: str, value: str | int) -> None:
         records.append((kind, value))
 
-    made = Jail(jailer, Path("/bin/true"), "vm-1", tmp_path / "link", record)
+    (tmp_path / "vm").mkdir()
+    made = Jail(jailer, Path("/bin/true"), "vm-1", tmp_path / "vm", record)
     made.make()
     yield made
     made.remove()
@@ -53,7 +54,7 @@ def jail(jailer: Jailer, tmp_path: Path, records: list[tuple[str, str | int]]) -
 
 
 def inside(jail: Jail, path: Path) -> Path:
-    return jail.link / jail.map_path(path).lstrip("/")
+    return jail.root / jail.map_path(path).lstrip("/")
 
 
 def test_files_are_brought_in_and_taken_out(jail: Jail, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_directory_is_brought_in_with_what_comes_into_it(jail: Jail, tmp_path:
     jail.bring_in(directory, read_only=False)
     (directory / "memory").write_text("later")
     name = jail.map_path(directory / "memory")
-    assert (jail.link / name.lstrip("/")).read_text() == "later"
+    assert (jail.root / name.lstrip("/")).read_text() == "later"
 
 
 def test_what_is_brought_in_later_arrives_in_the_jailers_namespace(
@@ -123,11 +124,12 @@ def test_everything_is_recorded_before_it_is_made(
     jail.bring_in(file, read_only=True)
     kinds = [kind for kind, _ in records]
     assert kinds == ["tree", "mount", "file", "mount"]
-    assert stat.S_ISLNK((tmp_path / "link").lstat().st_mode)
+    assert stat.S_ISLNK(jail.link.lstat().st_mode)
+    assert jail.link.resolve() == jail.root / str(tmp_path / "vm").lstrip("/")
 
 
 def test_an_id_in_use_is_refused(jail: Jail, jailer: Jailer, tmp_path: Path) -> None:
-    twin = Jail(jailer, Path("/bin/true"), "vm-1", tmp_path / "other", lambda kind, value: None)
+    twin = Jail(jailer, Path("/bin/true"), "vm-1", tmp_path / "vm2", lambda kind, value: None)
     with pytest.raises(InvalidConfig, match="there is a jail"):
         twin.make()
 
@@ -136,7 +138,7 @@ def test_a_file_system_that_will_not_do(tmp_path: Path) -> None:
     options = ["-t", "tmpfs", "-o", "noexec,nodev,size=1M", "tmpfs", str(tmp_path)]
     subprocess.run(["mount", *options], check=True)
     try:
-        jail = Jail(Jailer(base_dir=tmp_path), Path("/bin/true"), "x", tmp_path / "l", print)
+        jail = Jail(Jailer(base_dir=tmp_path), Path("/bin/true"), "x", tmp_path, print)
         with pytest.raises(InvalidConfig, match="noexec, nodev"):
             jail.make()
         assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 
 from shim import process_table
 from tests.support.waiting import eventually
+from vmm import spawn
 
 
 @pytest.fixture
@@ -66,6 +67,19 @@ def test_names_with_odd_characters_are_parsed(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_marker_in_the_environment() -> None:
+    assert process_table.MARKER_VARIABLE == spawn.MARKER_VARIABLE
+    child = spawn.spawn(["/bin/sleep", "1000"], marker="/the/pods/own")
+    with child:
+        found = eventually(
+            lambda: process_table.find_by_marker("/the/pods/own"), "it is found", timeout=10
+        )
+        assert found == [identity(child)]
+        # All of it: another's may begin alike.
+        assert process_table.find_by_marker("/the/pods/ow") == []
+        child.kill()
 
 
 def test_own_identity_and_marker() -> None:
