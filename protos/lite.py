@@ -159,8 +159,8 @@ def decode_varint(data: Buffer, pos: int, end: int) -> tuple[int, int]:
         pos += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if shift == 63 and byte > 1:
-                raise DecodeError("varint exceeds 64 bits")
+            if shift == 63:
+                result &= 0xFFFF_FFFF_FFFF_FFFF  # as protobuf takes it
             return result, pos
         shift += 7
         if shift > 63:
