@@ -261,8 +261,11 @@ class Container:
         return code or 0
 
     async def _forget(self, process: Process) -> None:
-        # Its last output may still be on the way, or be asked for in a moment.
-        await self._runtime.loop.sleep(_LINGER_SECONDS)
+        # Its last output may be asked for in a moment, and takes as long as its reader does.
+        taken = -1
+        while process.attached or process.taken != taken:
+            taken = process.taken
+            await self._runtime.loop.sleep(_LINGER_SECONDS)
         if self.execs.get(process.name) is process:
             process.close()
             del self.execs[process.name]

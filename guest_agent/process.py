@@ -70,6 +70,16 @@ class Process:
         return [self.stdout] if self.stderr is None else [self.stdout, self.stderr]
 
     @property
+    def attached(self) -> bool:
+        """Whether a stream carries the standard streams now."""
+        return self._attached is not None
+
+    @property
+    def taken(self) -> int:
+        """Bytes of output that were read or sent."""
+        return sum(output.taken for output in self.outputs)
+
+    @property
     def running(self) -> bool:
         """Whether the process has not exited."""
         return self.ended.code is None

@@ -41,7 +41,8 @@ class Output:
 
     The process's own output is complete once it has exited; a descendant that keeps
     the stream open gets DRAIN_SECONDS more, then the end is declared as soon as
-    nothing is waiting to be read (at most one pipe's worth later).
+    nothing is waiting to be read (at most one pipe's worth later). `taken` counts the
+    bytes that have left the pipe.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Output:
         "_loop",
         "_pending",
         "_terminal",
+        "taken",
     )
 
     def __init__(self, loop: Loop, fd: int, terminal: bool = False) -> None:
@@ -69,6 +71,7 @@ class Output:
         self._budget = PIPE_SIZE
         self._busy = self._closing = False
         self._last = 0.0
+        self.taken = 0
 
     @property
     def ended(self) -> bool:
@@ -158,6 +161,7 @@ class Output:
             self.close()
 
     def _count(self, size: int) -> None:
+        self.taken += size
         if self._cut is not None and monotonic() > self._cut:
             self._budget -= size
         if not size or self._budget <= 0:

@@ -49,6 +49,8 @@ _HOST_ONLY = frozenset(
         "disable_seccomp",
         "enable_annotations",
         "enable_debug",
+        "guest_memory_dump_path",
+        "rootless",
         "seccompsandbox",
         "valid_hypervisor_paths",
         "valid_virtio_fs_daemon_paths",

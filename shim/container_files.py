@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -25,11 +24,11 @@ from shim.requests import CreateContainer
 from shim.rollback import Rollback
 from shim.sockets import sha256_hex
 from shim.storage.disk import block_device_path
+from shim.storage.disks import agent_driver, disk
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
 from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
-from vmm.spec import BlockDevice
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
@@ -56,7 +55,9 @@ class ContainerVolumes:
         """Give the container a disk as the device node ``path``."""
         # Major 0 is no device's, so a stand-in never is another disk's real number.
         self.numbers[path] = (0, len(self.numbers) + 1)
-        self.devices.append(agent_pb2.Device(id=place, type="blk", container_path=path))
+        self.devices.append(
+            agent_pb2.Device(id=place, type=agent_driver(place), container_path=path)
+        )
 
 
 class ContainerFiles:
@@ -121,11 +122,12 @@ class ContainerFiles:
         vm = self._vm
         device_id = _device_id(container_id)
         handle = await vm.hypervisor.attach(
-            BlockDevice(
+            disk(
+                self._config.hypervisor,
                 device_id,
-                Path(plan.path),
+                plan.path,
                 read_only=plan.read_only,
-                direct=plan.direct_io or self._config.hypervisor.block_device_cache_direct,
+                direct=plan.direct_io,
                 shared=plan.read_only,
             )
         )
@@ -140,7 +142,7 @@ class ContainerFiles:
             else f"{GUEST_STORAGE}/{device_id}"
         )
         storage = agent_pb2.Storage(
-            driver="blk",
+            driver=agent_driver(str(handle.address)),
             source=str(handle.address),
             fstype=plan.fstype,
             options=plan.options,

@@ -10,7 +10,6 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import trio
@@ -26,6 +25,7 @@ from shim.rollback import Rollback
 from shim.sockets import sha256_hex
 from shim.storage import direct_volume
 from shim.storage.disk import make_scratch, size_of
+from shim.storage.disks import disk
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
     assigned_disk,
@@ -426,11 +426,11 @@ class PodVolumes:
 
     async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:
         vm = self._vm
-        device = BlockDevice(
+        device = disk(
+            self._config.hypervisor,
             f"volume-{self._serial}",
-            Path(path),
+            path,
             read_only=read_only,
-            direct=self._config.hypervisor.block_device_cache_direct,
             serial=sha256_hex(os.fsencode(path))[:20],
         )
         handle = await vm.hypervisor.attach(device)

@@ -241,7 +241,8 @@ class Sandbox:
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
-        self._stages.reached("created")
+        if self._stages.reached("created"):
+            self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
 
     async def _create_pause(

@@ -122,7 +122,6 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
     _scrub_environment()
     context.stamp("forked")
     try:
-        _prelaunch(context)
         _become_reaper()
         import sys
 
@@ -141,20 +140,6 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
         return 0
     finally:
         sockets.remove_own(context.socket_path, context.socket_identity)
-
-
-def _prelaunch(context: ShimContext) -> None:
-    """Run shim.prelaunch, if it exists, before anything heavy is imported.
-
-    The place to start the VMM: standard library only, one thread, no trio yet.
-    """
-    try:
-        from shim import prelaunch  # type: ignore[attr-defined,unused-ignore]
-    except ImportError as error:
-        if error.name not in ("shim", "shim.prelaunch"):
-            raise
-    else:
-        prelaunch.run(context)
 
 
 def _drop_descriptors(listener_fd: int) -> int:

@@ -15,9 +15,10 @@ class Stages:
     def __init__(self, stamps: dict[str, int] | None = None) -> None:
         self._stamps = dict(stamps or {})
 
-    def reached(self, name: str) -> None:
-        """Stamp a stage; the first time counts."""
-        self._stamps.setdefault(name, time.monotonic_ns())
+    def reached(self, name: str) -> bool:
+        """Stamp a stage; the first time counts, and only then it is true."""
+        now = time.monotonic_ns()
+        return self._stamps.setdefault(name, now) is now
 
     def __str__(self) -> str:
         """``name=+ms`` for each stage, counted from the first."""

@@ -6,13 +6,14 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from shim.config.hypervisors import Firecracker, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.resources import Demand, Size, size_rule
+from shim.sockets import sha256_hex
 from vmm.arch import architecture, host_architecture
 from vmm.image.errors import ImageError
 from vmm.image.store import find_image
@@ -41,6 +42,8 @@ FEW_SLOTS = 12
 """The same for the other VMMs, where each costs something."""
 
 _HYBRID_CID = 3
+# Above what systemd and container engines hand out.
+_FIRST_USER, _USERS = 0x70000000, 0x0FFF0000
 _GROWING = ("q35", "clh")
 
 
@@ -140,9 +143,24 @@ def plan_vm(
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
         hotplug_slots=HOTPLUG_SLOTS if isinstance(vm, Qemu) else FEW_SLOTS,
         root_ports=vm.pcie_root_port if isinstance(vm, Qemu) else 0,
+        hugepages=vm.enable_hugepages,
     )
+    if isinstance(vm, Qemu):
+        spec = replace(
+            spec,
+            iommu=vm.enable_iommu,
+            scsi=vm.block_device_driver == "virtio-scsi",
+            panic_dump=vm.guest_memory_dump_path,
+            user=_own_user(name) if vm.rootless else None,
+        )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     return VmPlan(spec, shared_fs, share_dir, socket, msize)
+
+
+def _own_user(name: str) -> tuple[int, int]:
+    """A numeric user and group that no other pod's VMM has, nor anybody in passwd(5)."""
+    number = _FIRST_USER + int(sha256_hex(name.encode())[:8], 16) % _USERS
+    return number, number
 
 
 def choose_machine(config: Config) -> str:
@@ -211,7 +229,8 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
         if not isinstance(vm, SharingHypervisor):
             return "none"
         # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
-        return "virtio-9p" if has_9p and isinstance(vm, Qemu) else "virtio-fs"
+        ninep = has_9p and isinstance(vm, Qemu) and not vm.rootless
+        return "virtio-9p" if ninep else "virtio-fs"
     if chosen == "virtio-9p" and not has_9p and vm.kernel is None:
         raise ConfigError(
             f"[{vm.section}] shared_fs = 'virtio-9p' needs a guest kernel with 9p: "

@@ -47,6 +47,9 @@ _KNOWN = (
         ("q35", "microvm", "pc"),
         "ttyS0",
         elf=True,
+        # Told that string instructions are fast, kernel and C library copy by them, which
+        # emulation does byte by byte.
+        emulated_cpu="max,-erms,-fsrm",
     ),
     Architecture(
         "aarch64",

@@ -13,6 +13,7 @@ VERBS = {
     "check": "is this host ready, and what to do if it is not",
     "env": "versions and the configuration in effect",
     "image": "build and list guest images",
+    "bench": "measure pods on this host, beside runc",
     "cleanup": "remove what crashed sandboxes left",
     "direct-volume": "disks that guests mount: add, remove, stats, resize",
     "version": "print the version",

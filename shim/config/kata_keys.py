@@ -25,13 +25,7 @@ _HYPERVISOR: dict[str, Inert] = {
             "block_device_logical_sector_size",
             "block_device_physical_sector_size",
             "confidential_guest",
-            "disk_rate_limiter_bw_max_rate",
-            "disk_rate_limiter_bw_one_time_burst",
-            "disk_rate_limiter_ops_max_rate",
-            "disk_rate_limiter_ops_one_time_burst",
             "enable_guest_swap",
-            "enable_hugepages",
-            "enable_iommu",
             "enable_iommu_platform",
             "enable_iothreads",
             "enable_mem_prealloc",
@@ -45,7 +39,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "guest_extension_images",
             "guest_hook_path",
             "guest_memory_dump_paging",
-            "guest_memory_dump_path",
             "indep_iothreads",
             "kernel_verity_params",
             "launch_process_timeout",
@@ -61,7 +54,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "pflashes",
             "remote_hypervisor_socket",
             "remote_hypervisor_timeout",
-            "rootless",
             "sev_snp_guest",
             "snp_certs_path",
             "snp_guest_policy",
@@ -74,8 +66,6 @@ _HYPERVISOR: dict[str, Inert] = {
         ),
         _OFF,
     ),
-    # Disks are virtio-blk on what the machine has: PCI, or MMIO.
-    "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
     "block_device_aio": ("", "io_uring", "threads"),
     "cold_plug_vfio": ("", "no-port"),
     "cpu_features": ("", "pmu=off"),
@@ -106,7 +96,12 @@ _HYPERVISOR: dict[str, Inert] = {
 
 # Kata's sections have one set of keys, whoever the hypervisor is.
 _QEMU_ONLY: dict[str, Inert] = {
+    # Disks are virtio-blk on what the machine has: PCI, or MMIO.
+    "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
     "disable_vhost_net": None,
+    "enable_iommu": _OFF,
+    "guest_memory_dump_path": _OFF,
+    "rootless": _OFF,
     "machine_type": None,
     "msize_9p": None,
     "network_queues": (0, 1),

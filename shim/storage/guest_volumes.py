@@ -11,6 +11,7 @@ import re
 from protos.kata import agent_pb2
 from shim.sockets import sha256_hex
 from shim.storage.direct_volume import DirectVolume
+from shim.storage.disks import agent_driver
 from shim.storage.volumes import GuestDirectory, MemoryVolume
 
 GUEST_SANDBOX = "/run/kata-containers/sandbox"
@@ -66,7 +67,7 @@ def scratch_disk(directory: str, address: str) -> Mounted:
     """The disk of an emptyDir; blocks that the pod frees go back to the host."""
     point = f"{GUEST_SANDBOX}/storage/{guest_name(directory)}"
     storage = agent_pb2.Storage(
-        driver="blk",
+        driver=agent_driver(address),
         source=address,
         fstype="ext4",
         options=["discard", "noatime"],
@@ -88,7 +89,7 @@ def assigned_disk(volume: DirectVolume, address: str, *, read_only: bool) -> Mou
             group_change_policy=volume.group_policy,  # type: ignore[arg-type]
         )
     storage = agent_pb2.Storage(
-        driver="blk",
+        driver=agent_driver(address),
         source=address,
         fstype=volume.fstype,
         options=options,

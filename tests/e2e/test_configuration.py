@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,3 +109,26 @@ def test_annotation_that_is_not_enabled(ctr: Ctr) -> None:
     output = ctr.run("true", options=_annotation("machine_type", "microvm"))
     assert output.code != 0
     assert "hypervisor.machine_type is not enabled" in output.error
+
+
+def test_scsi_disks_without_root(
+    ctr: Ctr, configured: Configured, image: Path, series: str
+) -> None:
+    if series == "1.6":
+        pytest.skip("containerd 1.6 has no blockfile snapshotter")
+    local = ["--local"] if series.startswith("2.") else []
+    ctr.ok("images", "import", *local, "--snapshotter", "blockfile", image)
+    sections = (
+        '[hypervisor.qemu]\nblock_device_driver = "virtio-scsi"\nrootless = true\n'
+        "enable_iommu = true\ndisk_rate_limiter_bw_max_rate = 800000000"
+    )
+    options = ["--snapshotter", "blockfile", *configured(sections)]
+    name = ctr.start("sleep", "1000", options=options)
+    output = ctr.exec(name, "sh", "-c", "grep ' / ' /proc/mounts; echo data >/file && cat /file")
+    assert output.code == 0, output.error
+    mount, text = output.text.splitlines()
+    assert mount.startswith("/dev/sd")
+    assert text == "data"
+    uid = re.search(r"^Uid:\t(\d+)", Path(f"/proc/{ctr.pid(name)}/status").read_text(), re.M)
+    assert uid is not None
+    assert int(uid[1]) >= 0x70000000

@@ -111,6 +111,16 @@ def test_process(pod: Pod) -> None:
     ]  # fmt: skip
 
 
+def host_disks() -> list[dict[str, object]]:
+    """The host's disks as containerd lists them for a privileged container."""
+    found = []
+    for number in Path("/sys/class/block").glob("*/dev"):
+        major, _, minor = number.read_text().strip().partition(":")
+        path = f"/dev/{number.parent.name}"
+        found.append({"path": path, "type": "b", "major": int(major), "minor": int(minor)})
+    return found
+
+
 def test_confinement(pod: Pod, tmp_path: Path) -> None:
     # Seccomp
     script = "mkdir /tmp; echo $?; mkdir /tmp/x; id -u"
@@ -132,14 +142,18 @@ def test_confinement(pod: Pod, tmp_path: Path) -> None:
     assert output.text.splitlines()[0] == "0"
     assert output.error.count("Read-only file system") == 3
 
+    # A disk that the host has not is refused.
+    disk = {"path": "/dev/disk", "type": "b", "major": 8, "minor": 250}
+    assert "8:250" in pod.run(pod.spec(["true"], devices=[disk])).error
+
     # Devices: those of the host that mean something else in the guest are not there.
     devices = [
         {"path": "/dev/mine", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 7},
-        {"path": "/dev/disk", "type": "b", "major": 8, "minor": 0},
+        {"path": "/dev/card", "type": "c", "major": 240, "minor": 0},
         {"path": "/dev/pipe", "type": "p", "fileMode": 0o600},
     ]
     script = (
-        "echo x >/dev/mine; stat -c '%t:%T %a %u' /dev/mine; ls /dev/disk; ls -l /dev/pipe;"
+        "echo x >/dev/mine; stat -c '%t:%T %a %u' /dev/mine; ls /dev/card; ls -l /dev/pipe;"
         "mknod /mem c 1 1 && head -c 1 /mem | wc -c; rm /mem"
     )
     output = pod.run(pod.spec(["sh", "-c", script], devices=devices))
@@ -147,7 +161,7 @@ def test_confinement(pod: Pod, tmp_path: Path) -> None:
     assert lines[0] == "1:3 640 7"
     assert lines[1].startswith("prw-------")
     assert lines[2] == "0"  # bytes of /dev/mem
-    assert "/dev/disk: No such file" in output.error
+    assert "/dev/card: No such file" in output.error
     assert "/mem: Operation not permitted" in output.error
 
     # A device rule of the spec's own
@@ -165,7 +179,7 @@ def test_confinement(pod: Pod, tmp_path: Path) -> None:
     script = "ls /dev; head -c 1 /dev/vda | wc -c"
     spec = pod.spec(
         ["sh", "-c", script],
-        devices=[{"path": "/dev/sdx", "type": "b", "major": 8, "minor": 400}],
+        devices=host_disks(),
         resources={"devices": [{"allow": True, "access": "rwm"}]},
     )
     words = pod.run(spec).text.split()

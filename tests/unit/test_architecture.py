@@ -23,7 +23,7 @@ MAX_LINES = 500
 # From the top down. A module may import its own layer and those below it, among them the
 # whole of vmm only where BACKEND_USERS says so. The longest matching prefix counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("shim.cli", "shim.daemon"),
+    ("shim.cli", "shim.bench", "shim.daemon"),
     ("shim.backends",),
     ("shim.stub", "shim.delete", "shim.serve", "shim.launcher", "shim.sweeper"),
     ("shim.task_service", "shim.sandbox_service", "shim.volume_service"),
@@ -53,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.ttrpc",),
     ("protos", "shim.errors", "vmm.errors", "shim.ttrpc.status"),
 )
-BACKEND_USERS = ("shim.backends", "shim.cli")
+BACKEND_USERS = ("shim.backends", "shim.cli", "shim.bench")
 BACKENDS = ("vmm.qemu", "vmm.firecracker", "vmm.cloud_hypervisor")
 
 # Protocol code: bytes in, events out.

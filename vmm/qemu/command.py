@@ -11,6 +11,7 @@ from vmm.qemu import memory
 from vmm.qemu.kernel_line import kernel_arguments
 from vmm.qemu.memory import memory_arguments, virtio_mem_arguments
 from vmm.qemu.plan import AGENT_PORT_ID, SCSI_ID
+from vmm.qemu.steps import IOMMU_OPTIONS
 from vmm.spec import MIB, BlockDevice, NinePDevice, PmemDevice, SerialDevice
 
 if TYPE_CHECKING:
@@ -142,12 +143,8 @@ def _has_nvdimm(spec: VmSpec) -> bool:
 def _iommu(spec: VmSpec) -> list[str]:
     if not spec.iommu:
         return []
-    # Before every other device, which it would not see; and each virtio device has to be
-    # told to use it.
-    return [
-        *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
-        *("-global", "virtio-device.iommu_platform=on"),
-    ]
+    # Before every other device, which it would not see.
+    return ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
 
 
 def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
@@ -228,7 +225,7 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
         arguments += [
             "-device",
             f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}"
-            + (",disable-legacy=on" if plan.iommu else ""),
+            + (f",{IOMMU_OPTIONS}" if plan.iommu else ""),
         ]
     controller_made = False
     for placed in plan.placed.values():
@@ -246,7 +243,7 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
 def _serial_controller(plan: Plan) -> str:
     if plan.pci:
         option = f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
-        return f"{option},disable-legacy=on" if plan.iommu else option
+        return f"{option},{IOMMU_OPTIONS}" if plan.iommu else option
     return "virtio-serial-device,id=vserial"
 
 

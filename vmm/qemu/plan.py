@@ -106,7 +106,7 @@ class Plan:
             if self.pci:
                 made = made.at(self.bus, f"{slot:02x}")
                 if self.iommu:
-                    made = made.modern()
+                    made = made.behind_iommu()
                 address = PciPath(((slot, 0),))
             else:
                 address = MmioIndex(slot - 1)

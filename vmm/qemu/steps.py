@@ -11,6 +11,10 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+# virtio devices that QEMU serves itself: another process would have to ask it for each
+# translation.
+_TRANSLATED = frozenset(f"virtio-{kind}-pci" for kind in ("9p", "balloon", "blk", "net", "rng"))
+IOMMU_OPTIONS = "disable-legacy=on,iommu_platform=on"
 # QMP command → command-line option that takes the same arguments as JSON.
 _JSON_OPTIONS = {
     "blockdev-add": "-blockdev",
@@ -66,12 +70,12 @@ class Recipe:
         placed = {**front.arguments, "bus": bus} | ({"addr": addr} if addr else {})
         return replace(self, steps=(*rest, replace(front, arguments=placed)))
 
-    def modern(self) -> Recipe:
-        """Return the recipe with a virtio front-end that has no legacy interface."""
+    def behind_iommu(self) -> Recipe:
+        """Return the recipe with a front-end that goes through the guest's IOMMU, if it can."""
         *rest, front = self.steps
-        if not str(front.arguments.get("driver", "")).startswith(("virtio-", "vhost-")):
+        if front.arguments.get("driver") not in _TRANSLATED:
             return self
-        arguments = {**front.arguments, "disable-legacy": "on"}
+        arguments = {**front.arguments, "disable-legacy": "on", "iommu_platform": True}
         return replace(self, steps=(*rest, replace(front, arguments=arguments)))
 
     @property

@@ -17,12 +17,13 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
-from shim import backends, pod_builder, pod_vm, sandbox
+from shim import backends, creation, pod_builder, pod_vm, sandbox
 from shim.agent import Agent
 from shim.container_files import ContainerFiles
 from shim.context import ShimContext
 from shim.errors import ResourceExhausted
 from shim.ledger import Ledger
+from shim.net import open_network
 from shim.pod_builder import PodBuilder
 from shim.storage import share
 from shim.storage.share import Share
@@ -35,7 +36,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (sandbox, "open_stdio", "stdio"),
     (PodBuilder, "_make_runtime_dir", "runtime directory"),
     (PodBuilder, "_make_cgroup", "cgroup"),
-    (pod_builder, "open_netns", "network namespace"),
+    (open_network, "open_netns", "network namespace"),
     (pod_builder, "plan_vm", "plan"),
     (Share, "prepare", "share"),
     (share, "mount", "share mount"),
@@ -54,7 +55,7 @@ STEPS: tuple[tuple[object, str, str], ...] = (
     (QemuHypervisor, "attach", "disk"),
     (ContainerFiles, "add_volumes", "volumes"),
     (Share, "add_volume", "volume"),
-    (sandbox, "guest_spec", "guest spec"),
+    (creation, "guest_spec", "guest spec"),
     (Agent, "create_container", "CreateContainer"),
     (sandbox.Sandbox, "supervise", "supervision"),
 )

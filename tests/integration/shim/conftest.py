@@ -36,7 +36,6 @@ class Installation:
             REPOSITORY / "shim", source / "shim", ignore=shutil.ignore_patterns("__pycache__")
         )
         shutil.copy(Path(__file__).with_name("daemon_for_tests.py"), source / "shim/daemon.py")
-        (source / "shim/prelaunch.py").unlink(missing_ok=True)
         (source / "protos").symlink_to(REPOSITORY / "protos")
         self.source = source
         self.launcher.write_text(render_launcher(PYTHON, str(source), ["/third/party"]))

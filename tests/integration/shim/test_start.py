@@ -218,22 +218,11 @@ def test_unusable_shim_cgroup_fails_the_start_and_leaves_no_socket(shim: Install
 
 
 def test_stray_bytes_on_stderr_go_to_the_log(shim: Installation) -> None:
-    main = shim.source / "shim/prelaunch.py"
-    main.write_text("import os\ndef run(context):\n    os.write(2, b'stray')\n")
+    daemon = shim.source / "shim/daemon.py"
+    daemon.write_text(daemon.read_text() + "\nos.write(2, b'stray')\n")
     done = shim.start("c1")
     assert connects(path_of(done.stdout))
     shim.daemon()
-
-
-def test_prelaunch_runs_before_the_daemon_is_imported(shim: Installation) -> None:
-    (shim.source / "shim/prelaunch.py").write_text(
-        "import sys\n"
-        "def run(context):\n"
-        "    assert 'shim.daemon' not in sys.modules\n"
-        "    context.stamp('prelaunch')\n"
-    )
-    shim.start("c1")
-    assert "prelaunch" in shim.daemon()["stamps"]
 
 
 def test_inherited_descriptors_and_warnings_settings_do_not_get_in(shim: Installation) -> None:

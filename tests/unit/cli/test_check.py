@@ -30,7 +30,7 @@ def test_json_lists_everything_and_the_status_agrees(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "config.toml"
-    file.write_text('[hypervisor.qemu]\nenable_iommu = true\n[katapy]\naccelerator = "tcg"\n')
+    file.write_text('[hypervisor.qemu]\nenable_numa = true\n[katapy]\naccelerator = "tcg"\n')
     status = main(["check", "--json", "--config", str(file)])
     said = json.loads(capsys.readouterr().out)
     levels = [finding["level"] for finding in said["findings"]]
@@ -40,7 +40,7 @@ def test_json_lists_everything_and_the_status_agrees(
     assert all(f["advice"] for f in said["findings"] if f["level"] != "OK")
     configuration = [f for f in said["findings"] if f["name"] == "configuration"]
     assert configuration[0]["text"] == str(file)
-    assert configuration[1]["text"] == f"{file}: [hypervisor.qemu] enable_iommu has no effect"
+    assert configuration[1]["text"] == f"{file}: [hypervisor.qemu] enable_numa has no effect"
 
 
 def test_a_wrong_configuration_fails_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:

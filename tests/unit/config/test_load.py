@@ -178,7 +178,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
         tmp_path / "config.toml",
         """
         [hypervisor.qemu]
-        enable_iommu = true
+        enable_numa = true
         enable_hugepages = false
         valid_hypervisor_paths = ["/usr/bin/qemu-system-x86_64"]
         [runtime]
@@ -189,7 +189,7 @@ def test_kata_keys_without_effect_give_a_warning_unless_they_ask_for_nothing(
     )
     warnings = load(file).warnings
     assert [w.removeprefix(f"{file}: ") for w in warnings] == [
-        "[hypervisor.qemu] enable_iommu has no effect",
+        "[hypervisor.qemu] enable_numa has no effect",
         "[hypervisor.dragonball] has no effect",
         "[runtime] vfio_mode has no effect",
     ]

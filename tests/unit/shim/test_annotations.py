@@ -138,7 +138,7 @@ def test_programs_must_be_among_the_allowed_files(tmp_path: Path) -> None:
 
 def test_one_that_has_no_effect_gives_a_warning() -> None:
     said: list[str] = []
-    name = HYPERVISOR + "enable_iommu"
+    name = HYPERVISOR + "enable_numa"
     assert annotated(ALL, {name: "true"}, said.append) == ALL
     assert said == [f"annotation {name} has no effect"]
 

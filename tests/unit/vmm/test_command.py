@@ -115,7 +115,7 @@ def test_basics(spec: VmSpec) -> None:
 
 def test_accelerators(spec: VmSpec) -> None:
     tcg, kvm = Line(spec), Line(spec, accelerator=KVM)
-    assert (tcg.value("-accel"), tcg.value("-cpu")) == ("tcg,thread=multi", "max")
+    assert (tcg.value("-accel"), tcg.value("-cpu")) == ("tcg,thread=multi", "max,-erms,-fsrm")
     assert (kvm.value("-accel"), kvm.value("-cpu")) == ("kvm", "host")
     assert "tsc_early_khz=2400000 " in tcg.value("-append") + " "
     assert "tsc_early_khz" not in kvm.value("-append")

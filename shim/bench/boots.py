@@ -1,0 +1,102 @@
+"""A VM by itself: the kernel to its first program, and the guest image to its agent."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from shim import agent
+from shim.bench.figures import KATAPY, Figures
+from shim.bench.world import World
+from shim.config.hypervisors import Qemu
+from shim.config.model import Config
+from shim.errors import DeadlineExceeded, FailedPrecondition
+from shim.vm_plan import needs_vsock, plan_vm
+from vmm.events import ConsoleLine
+from vmm.image.cpio import CpioWriter
+from vmm.qemu.qemu import QemuHypervisor
+from vmm.spec import FsDevice, NinePDevice, VmSpec
+
+Until = Callable[[QemuHypervisor], Awaitable[dict[str, int]]]
+
+_TIMEOUT = 90.0
+_MARKER = "katapy-bench: init runs"
+_INIT = f"#!/bin/busybox sh\necho '{_MARKER}'\nexec /bin/busybox sleep 600\n"
+
+
+def measure(world: World, config: Config, figures: Figures) -> None:
+    """Boot the same VM twice: with an init that says one line, and with the guest image.
+
+    Only QEMU's, and without a vsock, which wants a daemon beside it.
+    """
+    if not isinstance(config.hypervisor, Qemu) or needs_vsock(config):
+        return
+    lines: tuple[tuple[str, str, Until], ...] = (
+        ("boot_init", "QEMU and the kernel alone, to init", _init_runs),
+        ("boot_agent", "QEMU and the guest image, to the agent's answer", _agent_answers),
+    )
+    for key, title, until in lines:
+        seconds, stamps = trio.run(_boot, world, config, until)
+        figures.add(key, title, "s", KATAPY, seconds)
+        for name, microseconds in sorted(stamps.items(), key=lambda item: item[1]):
+            title = f"  by the guest's clock, up to: {name}"
+            figures.add(f"guest_{name}", title, "s", KATAPY, microseconds / 1e6)
+
+
+async def _boot(world: World, config: Config, until: Until) -> tuple[float, dict[str, int]]:
+    with tempfile.TemporaryDirectory(dir=world.folder, prefix="b") as name:
+        spec = plan_vm(config, name="katapy-bench", runtime_dir=Path(name), netns=None).spec
+        # The shared directory is the pod's; the VM is the same but for it.
+        devices = tuple(d for d in spec.devices if not isinstance(d, (FsDevice, NinePDevice)))
+        spec = replace(spec, devices=devices)
+        if until is _init_runs:
+            spec = _with_init(spec, Path(name))
+        vm = QemuHypervisor(
+            spec, binary=config.hypervisor.path or "", cache_dir=config.katapy.cache_dir
+        )
+        try:
+            with trio.fail_after(world.deadline.limit(_TIMEOUT)):
+                begin = time.perf_counter()
+                async with vm:
+                    stamps = await until(vm)
+                    return time.perf_counter() - begin, stamps
+        except trio.TooSlowError:
+            last = " | ".join(vm.console_tail()[-3:])
+            raise DeadlineExceeded(f"the VM did not come up; last console lines: {last}") from None
+    raise AssertionError("unreachable")
+
+
+async def _init_runs(vm: QemuHypervisor) -> dict[str, int]:
+    with vm.subscribe() as events:
+        await vm.boot()
+        async for event in events:
+            if isinstance(event, ConsoleLine) and _MARKER in event.line:
+                return {}
+    raise FailedPrecondition(f"the VM ended before its init ran: {vm.exit_reason}")
+
+
+async def _agent_answers(vm: QemuHypervisor) -> dict[str, int]:
+    await vm.boot()
+    async with agent.connect(await vm.dial_agent(_TIMEOUT), _TIMEOUT) as answering:
+        return answering.boot_stamps
+
+
+def _with_init(spec: VmSpec, folder: Path) -> VmSpec:
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise FailedPrecondition("no busybox to boot into: install busybox-static")
+    archive = CpioWriter()
+    for name in ("bin", "dev"):
+        archive.directory(name)
+    archive.node("dev/console", 5, 1)
+    archive.file("bin/busybox", Path(busybox).read_bytes(), 0o755)
+    archive.file("init", _INIT.encode(), 0o755)
+    initrd = folder / "initrd"
+    initrd.write_bytes(archive.finish())
+    return replace(spec, initrd=initrd, cmdline=f"{spec.cmdline} rdinit=/init")

@@ -1,0 +1,66 @@
+"""Disks as the configuration wants them, and what the agent calls them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim.config.hypervisors import Qemu
+from vmm.spec import BlockDevice, RateLimit
+
+if TYPE_CHECKING:
+    from shim.config.hypervisors import AnyHypervisor
+
+_SCSI_ADDRESS = re.compile(r"\d+:\d+")
+_BITS = 8
+
+
+def disk(
+    vm: AnyHypervisor,
+    device_id: str,
+    path: str,
+    *,
+    read_only: bool,
+    shared: bool = False,
+    direct: bool = False,
+    serial: str = "",
+) -> BlockDevice:
+    """Return the device for a disk of a pod.
+
+    Args:
+        vm: the hypervisor's configuration.
+        device_id: name of the device, unique in the VM.
+        path: image file or block device.
+        read_only: the guest may not write.
+        shared: several VMs may use it at once.
+        direct: bypass the host's page cache, whatever is configured.
+        serial: what the guest reads as serial number.
+    """
+    scsi = isinstance(vm, Qemu) and vm.block_device_driver == "virtio-scsi"
+    return BlockDevice(
+        device_id,
+        Path(path),
+        read_only=read_only,
+        direct=direct or vm.block_device_cache_direct,
+        serial=serial,
+        shared=shared,
+        limit=rate_limit(vm),
+        bus="scsi" if scsi else "virtio",
+    )
+
+
+def rate_limit(vm: AnyHypervisor) -> RateLimit | None:
+    """Return the limit of each disk; Kata's keys count bits."""
+    limit = RateLimit(
+        vm.disk_rate_limiter_bw_max_rate // _BITS,
+        vm.disk_rate_limiter_bw_one_time_burst // _BITS,
+        vm.disk_rate_limiter_ops_max_rate,
+        vm.disk_rate_limiter_ops_one_time_burst,
+    )
+    return None if limit == RateLimit() else limit
+
+
+def agent_driver(address: str) -> str:
+    """Return the agent's name for the kind of disk that is found at an address."""
+    return "scsi" if _SCSI_ADDRESS.fullmatch(address) else "blk"

@@ -1,0 +1,51 @@
+"""`katapy bench` runs to its end, has every figure, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.lib.containerd import Daemon
+from deploy.lib.runtime import Runtime
+from deploy.lib.work import REPOSITORY
+
+pytestmark = [pytest.mark.root, pytest.mark.vm]
+
+BOTH = {
+    "shim_start", "shim_first_rpc", "shim_idle_rss", "shim_idle_pss", "shim_rss", "shim_pss",
+    "run", "exec_ctr", "exec_rpc", "stdout", "stdin", "state_1", "state_32", "remove",
+}  # fmt: skip
+KATAPY_ONLY = {
+    "boot_init", "boot_agent", "guest_used", "vmm_pss", "guest_serving",
+    "stage_imported", "stage_agent", "stage_created",
+}  # fmt: skip
+
+
+def test_bench_measures_everything_and_leaves_nothing(
+    daemon: Daemon, runtime: Runtime, scratch: Path
+) -> None:
+    folder = scratch / "b"
+    folder.mkdir()
+    env = {**daemon.env, **runtime.env, "TMPDIR": str(folder)}
+    argv = [
+        sys.executable, "-m", "shim.cli.main", "bench",
+        "--json", "--runs", "1", "--pods", "1", "--size", "4", "--quick", "--timeout", "200",
+    ]  # fmt: skip
+    done = subprocess.run(argv, env=env, cwd=REPOSITORY, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    figures = {line["key"]: line for line in json.loads(done.stdout)["figures"]}
+    assert set(figures) >= BOTH | KATAPY_ONLY
+    for key in BOTH:
+        assert figures[key]["katapy"]["median"] > 0, key
+        assert figures[key]["runc"]["median"] > 0, key
+        assert figures[key]["ratio"] > 0, key
+    for key in KATAPY_ONLY:
+        assert all(sample > 0 for sample in figures[key]["katapy"]["samples"]), key
+    # A VM was there: it takes longer to its agent than the kernel takes to any init.
+    assert figures["boot_agent"]["katapy"]["median"] > 0.3
+    assert os.listdir(folder) == []
