@@ -20,7 +20,7 @@ from deploy.lib.runtime import prepare_runtime
 from deploy.lib.venv import dependencies, prepare_venv, site_packages
 from deploy.lib.work import REPOSITORY, work_dir
 
-TESTS_TIMEOUT = 3600.0
+TESTS_TIMEOUT = 4500.0
 CHECK_TIMEOUT = 600.0
 _TEST_PACKAGES = ["crun", "iptables", "mmdebstrap", "psmisc", "qemu-system-arm", "util-linux"]
 
