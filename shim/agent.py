@@ -18,8 +18,8 @@ import trio
 
 from protos.kata import agent_pb2, csi_pb2, health_pb2, types_pb2
 from protos.katapy import extension_pb2
-from shim.connection import dial
 from shim.errors import Unimplemented
+from shim.guest_connection import dial
 from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
 from shim.stdio.kata_channel import KataChannel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim.config.hypervisors import Firecracker, Name, Qemu, SharingHypervisor
 from shim.errors import ConfigError
-from shim.pod_builder import Backends, MakeHypervisor
+from shim.pod.builder import Backends, MakeHypervisor
 from vmm.errors import Unsupported
 from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.config.model import Config
-    from shim.pod_vm import Helper
-    from shim.vm_plan import VmPlan
+    from shim.pod.vm import Helper
+    from shim.pod.vm_plan import VmPlan
     from vmm.hypervisor import Hypervisor, Recorder
     from vmm.spec import VmSpec, VsockDevice
 

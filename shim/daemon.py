@@ -13,17 +13,18 @@ import trio
 
 from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
 from protos.katapy import shim_pb2
-from shim import ledger as ledgers
-from shim import sweeper, translate
+from shim import translate
 from shim.backends import load_backends
+from shim.cleanup import ledger as ledgers
+from shim.cleanup import sweeper
+from shim.cleanup.orphans import reap_orphans
 from shim.config.load import load_config
 from shim.config.model import Config
-from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG
-from shim.orphans import reap_orphans
-from shim.pod_volumes import DirectVolumes
+from shim.pod.declarable_sandbox import DeclarableSandbox
+from shim.pod.volumes import DirectVolumes
 from shim.publisher import Publisher
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages

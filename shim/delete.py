@@ -14,14 +14,15 @@ import time
 
 from protos import lite
 from protos.tables import containerd_task_v2 as task
-from shim import bootstrap, ledger, process_table, sockets, stub
+from shim import bootstrap, sockets, stub
+from shim.cleanup import ledger, process_table
 from shim.errors import AlreadyExists, Internal, InvalidArgument, NotFound
 from shim.ttrpc.status import DEADLINE_EXCEEDED, NOT_FOUND, TtrpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.bootstrap import Arguments
-    from shim.ledger import Ledger
+    from shim.cleanup.ledger import Ledger
     from shim.log import Log
 
 EXIT_STATUS = 137  # 128 + SIGKILL
@@ -153,7 +154,7 @@ def _vmm_pid(found: Ledger) -> int:
 
 def _sweep(path: str, container_id: str, log: Log) -> None:
     """Undo what the ledger lists, if its owner is dead; a living one does it itself."""
-    from shim import sweeper
+    from shim.cleanup import sweeper
 
     try:
         owned = ledger.Ledger.open(path)

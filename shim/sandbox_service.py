@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from protos.containerd import sandbox_pb2 as pb
 from protos.containerd import types_pb2
 from shim import translate
-from shim.declarable_sandbox import DeclarableSandbox
 from shim.errors import InvalidArgument, NotFound
-from shim.pod_stats import pod_stats
+from shim.pod.declarable_sandbox import DeclarableSandbox
+from shim.pod.stats import pod_stats
 from shim.ttrpc.service import CallContext
 
 READY = "SANDBOX_READY"

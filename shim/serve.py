@@ -111,7 +111,8 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
     """
     os.setsid()
     context.listener_fd = _drop_descriptors(listener.detach())
-    from shim import ledger, stub
+    from shim import stub
+    from shim.cleanup import ledger
 
     os.chdir("/")
     context.state_dir = ledger.state_dir()

@@ -17,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 from protos.containerd import runc_options_pb2, task_types_pb2, task_v2_pb2
 from shim import translate
 from shim.errors import InvalidArgument, Unimplemented
-from shim.sandbox import Sandbox
+from shim.pod.sandbox import Sandbox
 from shim.ttrpc.service import CallContext
 from shim.version import VERSION
 

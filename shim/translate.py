@@ -26,9 +26,9 @@ from shim import events
 from shim.config.load import check_option_type
 from shim.errors import InvalidArgument, KatapyError
 from shim.metrics import cgroup_v1, cgroup_v2
-from shim.process import Exit, Process
+from shim.pod.process import Exit, Process
+from shim.pod.state import ProcessState
 from shim.requests import CreateContainer, ExecProcess, RootfsMount, StdioPaths
-from shim.state import ProcessState
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 from vmm import errors as vmm_errors

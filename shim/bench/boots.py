@@ -17,7 +17,7 @@ from shim.bench.world import World
 from shim.config.hypervisors import Qemu
 from shim.config.model import Config
 from shim.errors import DeadlineExceeded, FailedPrecondition
-from shim.vm_plan import needs_vsock, plan_vm
+from shim.pod.vm_plan import needs_vsock, plan_vm
 from vmm.events import ConsoleLine
 from vmm.image.cpio import CpioWriter
 from vmm.qemu.qemu import QemuHypervisor

@@ -213,7 +213,7 @@ def running_world(config_file: Path | None, deadline: Deadline) -> Iterator[Worl
 
 def _sweep(state_dir: Path) -> None:
     """Undo what shims that did not end in order have in their ledgers."""
-    from shim import ledger, sweeper
+    from shim.cleanup import ledger, sweeper
 
     for path in ledger.find_all(str(state_dir)):
         with contextlib.suppress(KatapyError, OSError), ledger.Ledger.open(path, 5.0) as left:

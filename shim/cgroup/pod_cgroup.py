@@ -16,7 +16,7 @@ import trio
 
 from shim.cgroup.directory import OVERHEAD_NAME, CgroupDirectory, Warn
 from shim.cgroup.paths import Hierarchies, find_hierarchies, pod_path
-from shim.ledger import Entry, Ledger
+from shim.cleanup.ledger import Entry, Ledger
 
 # From the loss of the agent's channel to the VMM's end being known.
 VMM_END_TIMEOUT_S = 5.0

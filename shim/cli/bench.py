@@ -114,7 +114,7 @@ def _measure(
 
 
 def _guest(config: Config) -> str:
-    from shim.vm_plan import choose_machine
+    from shim.pod.vm_plan import choose_machine
     from vmm.image.store import find_image
 
     kind = config.katapy.guest_kernel

@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from shim.cleanup.ledger import state_dir
 from shim.cli import guest, host, matrix, vm
 from shim.cli.findings import Finding, Level, Probe, collect
 from shim.cli.matrix import Vmm
 from shim.cli.options import add_config_argument, configuration
 from shim.config.model import Config
 from shim.errors import ConfigError
-from shim.ledger import state_dir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shim import ledger as ledgers
-from shim import sweeper
+from shim.cleanup import ledger as ledgers
+from shim.cleanup import sweeper
 from shim.errors import AlreadyExists, KatapyError, NotFound
 
 

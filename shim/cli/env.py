@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from shim.cleanup.ledger import state_dir
 from shim.cli import host, vm
 from shim.cli.options import add_config_argument, configuration
 from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.config.model import Config
-from shim.ledger import state_dir
 from shim.version import VERSION
 from vmm.errors import VmmError
 

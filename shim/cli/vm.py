@@ -12,7 +12,7 @@ from shim.cli.findings import Finding, Level
 from shim.cli.guest import may_have_9p
 from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.errors import ConfigError
-from shim.vm_plan import choose_channel
+from shim.pod.vm_plan import choose_channel
 from vmm.errors import InvalidConfig
 from vmm.virtiofsd import PLACES, find_binary
 

@@ -22,10 +22,7 @@ from shim.errors import FailedPrecondition, Internal
 from shim.net import tc
 from shim.net.links import Link
 from shim.net.macvtap import add_macvtap, open_macvtap
-from shim.net.rtnl import IFF_UP
-from shim.net.scan import OURS
-from shim.net.tap import keep, open_tap
-from shim.netlink import (
+from shim.net.netlink import (
     RTM_NEWLINK,
     RouteSocket,
     attribute,
@@ -34,6 +31,9 @@ from shim.netlink import (
     link_index,
     link_message,
 )
+from shim.net.rtnl import IFF_UP
+from shim.net.scan import OURS
+from shim.net.tap import keep, open_tap
 from vmm.spec import NetDevice
 
 Model = Literal["tcfilter", "macvtap", "none"]

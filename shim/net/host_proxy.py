@@ -19,12 +19,12 @@ from typing import Any
 
 import trio
 
-from shim import process_table
 from shim.agent import Agent
+from shim.cleanup import process_table
+from shim.cleanup.ledger import Ledger
+from shim.cleanup.rollback import Rollback
 from shim.errors import ConfigError, Internal
-from shim.ledger import Ledger
 from shim.log import Log
-from shim.rollback import Rollback
 
 LINK = "tap0"
 GUEST_ADDRESS = "10.0.2.100"  # slirp4netns's own choice for the network it makes

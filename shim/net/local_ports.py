@@ -21,7 +21,7 @@ import trio
 
 from shim.agent import Agent
 from shim.log import Log
-from shim.netlink import in_netns
+from shim.net.netlink import in_netns
 
 PORTS_MAX = 128
 """Ports mirrored at a time: the guest decides how many there are, we have descriptors."""

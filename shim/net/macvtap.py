@@ -14,9 +14,7 @@ import stat
 import struct
 
 from shim import syscalls
-from shim.net.rtnl import IFF_UP
-from shim.net.tap import attach
-from shim.netlink import (
+from shim.net.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     RTM_NEWLINK,
@@ -24,6 +22,8 @@ from shim.netlink import (
     attribute,
     link_message,
 )
+from shim.net.rtnl import IFF_UP
+from shim.net.tap import attach
 from shim.storage.options import MS_PRIVATE, MS_RDONLY, MS_REC
 from shim.storage.syscalls import mount
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from shim import syscalls
 from shim.errors import Internal, InvalidArgument
-from shim.netlink import netns_id
+from shim.net.netlink import netns_id
 
 
 def open_netns(spec: dict[str, Any]) -> int | None:

@@ -9,15 +9,15 @@ from typing import Any
 
 import trio
 
+from shim.cleanup.ledger import Ledger
+from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
-from shim.ledger import Ledger
 from shim.log import Log
 from shim.net.dan import DirectNetwork, load_direct_network
 from shim.net.host_proxy import HostProxy
 from shim.net.netns import is_hosts, netns_path, new_netns, open_netns, open_netns_at
 from shim.net.pod_network import PodNetwork
 from shim.net.wiring import allow_host_network, plan_wiring
-from shim.rollback import Rollback
 
 
 @dataclass(frozen=True, slots=True)

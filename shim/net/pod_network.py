@@ -19,7 +19,8 @@ from typing import TypeVar
 import trio
 
 from shim.agent import Agent
-from shim.ledger import Entry, Ledger
+from shim.cleanup.ledger import Entry, Ledger
+from shim.cleanup.rollback import Rollback
 from shim.log import Log
 from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
@@ -29,10 +30,9 @@ from shim.net.host_proxy import HostProxy
 from shim.net.links import Link, Scan
 from shim.net.local_ports import LocalPorts
 from shim.net.monitor import NetworkMonitor
+from shim.net.netlink import RouteSocket, in_netns, netns_id
 from shim.net.scan import scan
-from shim.netlink import RouteSocket, in_netns, netns_id
-from shim.rollback import Rollback
-from shim.unplug import unplug
+from shim.pod.unplug import unplug
 from vmm.hypervisor import Hypervisor
 from vmm.spec import AttachedDevice, NetDevice
 

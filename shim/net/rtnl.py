@@ -1,6 +1,6 @@
 """The kernel's messages on links, addresses, routes and neighbours, decoded.
 
-Pure; see :mod:`shim.netlink` for how they are asked for.
+Pure; see :mod:`shim.net.netlink` for how they are asked for.
 
 Source: rtnetlink(7), the kernel's uapi ``if_link.h``, ``if_addr.h``, ``rtnetlink.h``,
 ``neighbour.h``.
@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from shim.net.links import Address, Neighbour, Route
-from shim.netlink import attribute_list, attributes
+from shim.net.netlink import attribute_list, attributes
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")

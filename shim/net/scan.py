@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from shim.net import rtnl
 from shim.net.links import Address, Link, Neighbour, Route, Scan
-from shim.netlink import (
+from shim.net.netlink import (
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETNEIGH,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from shim.netlink import (
+from shim.net.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     QDISCS,

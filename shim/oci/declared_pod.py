@@ -2,7 +2,7 @@
 
 What its containers share is written as the spec that a pause container would have had,
 so that everything behind it has one form to read; the files that containerd makes for a
-pod with a pause container are written by ``shim.pod_files``.
+pod with a pause container are written by ``shim.pod.files``.
 
 Source: containerd internal/cri (which mounts it leaves to the sandbox), hosts(5),
 resolv.conf(5).

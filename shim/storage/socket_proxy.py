@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from protos.katapy.extension_pb2 import ConnectionFrame, ListenSocketRequest, SocketAccepted
-from shim.connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 from shim.errors import Unavailable
+from shim.guest_connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 
 if TYPE_CHECKING:
     from shim.ttrpc.client import Client

@@ -57,7 +57,7 @@ def test_shim_loads_trio_and_protobuf_and_nothing_else_of_others(
         launcher.unlink()
     eventually(target.exists, "the shim's end", timeout=20)
     loaded = set(target.read_text().split())
-    assert {"trio", "shim.daemon", "shim.sandbox", "protos.kata.agent_pb2"} <= loaded
+    assert {"trio", "shim.daemon", "shim.pod.sandbox", "protos.kata.agent_pb2"} <= loaded
     roots = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert roots - OURS - THIRD_PARTY <= {"__main__"}
 

@@ -21,9 +21,9 @@ import trio
 
 from shim.net import endpoint
 from shim.net.endpoint import Wiring
+from shim.net.netlink import RouteSocket, in_netns
 from shim.net.scan import scan
 from shim.net.tap import open_tap
-from shim.netlink import RouteSocket, in_netns
 from tests.integration.vmm import guest
 from tests.integration.vmm.guest import GuestShell
 from tests.support.pod_netns import POD_MAC, Netns, join_by_veth, new_netns

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from shim.netlink import in_netns
+from shim.net.netlink import in_netns
 
 POD_MAC = "02:00:00:00:02:02"
 TIMEOUT = 30.0

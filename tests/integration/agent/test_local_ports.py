@@ -15,7 +15,7 @@ from shim.agent import connect
 from shim.log import Log
 from shim.net import local_ports
 from shim.net.local_ports import LocalPorts
-from shim.netlink import in_netns
+from shim.net.netlink import in_netns
 from tests.integration.agent.conftest import LIMIT, AgentProcess
 from tests.support.pod_netns import Netns, new_netns
 

@@ -26,9 +26,9 @@ from deploy.lib.busybox import rootfs_tar
 from deploy.lib.guest import prepare_guest
 from deploy.lib.runtime import prepare_runtime
 from protos.containerd import task_v2_pb2
-from shim import process_table, sweeper
+from shim.cleanup import process_table, sweeper
+from shim.cleanup.ledger import Ledger, find_all, runtime_dir
 from shim.launcher import render_launcher
-from shim.ledger import Ledger, find_all, runtime_dir
 from shim.ttrpc.client import open_client
 from tests.support.waiting import eventually
 

@@ -17,14 +17,17 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
-from shim import backends, creation, pod_builder, pod_vm, sandbox
+from shim import backends
 from shim.agent import Agent
-from shim.container_files import ContainerFiles
+from shim.cleanup.ledger import Ledger
 from shim.context import ShimContext
 from shim.errors import ResourceExhausted
-from shim.ledger import Ledger
 from shim.net import open_network
-from shim.pod_builder import PodBuilder
+from shim.pod import builder as pod_builder
+from shim.pod import creation, sandbox
+from shim.pod import vm as pod_vm
+from shim.pod.builder import PodBuilder
+from shim.pod.container_files import ContainerFiles
 from shim.storage import share
 from shim.storage.share import Share
 from vmm import virtiofsd

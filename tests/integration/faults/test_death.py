@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shim import process_table
-from shim.ledger import find_all
+from shim.cleanup import process_table
+from shim.cleanup.ledger import find_all
 from shim.ttrpc.status import TtrpcError
 from tests.integration.faults.conftest import Installation, Shim
 from tests.support.backends import Backend, make_backend

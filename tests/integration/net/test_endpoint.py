@@ -14,8 +14,8 @@ from shim.errors import FailedPrecondition, Internal
 from shim.net import endpoint
 from shim.net.endpoint import Wiring
 from shim.net.links import Link
+from shim.net.netlink import RouteSocket, in_netns
 from shim.net.scan import scan
-from shim.netlink import RouteSocket, in_netns
 from tests.support.pod_netns import POD_MAC, Netns, call, join_by_veth
 from vmm.spec import NetDevice
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shim.net.links import Address, Neighbour, Route, Scan
+from shim.net.netlink import RouteSocket
 from shim.net.scan import scan
-from shim.netlink import RouteSocket
 from tests.support.pod_netns import POD_MAC, Netns, join_by_veth
 
 pytestmark = pytest.mark.root

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shim import sweeper
-from shim.ledger import Ledger
+from shim.cleanup import sweeper
+from shim.cleanup.ledger import Ledger
 from shim.net import endpoint
 from shim.net.endpoint import Wiring
 from shim.net.links import Link
+from shim.net.netlink import RouteSocket, in_netns, netns_id
 from shim.net.scan import scan
-from shim.netlink import RouteSocket, in_netns, netns_id
 from tests.support.pod_netns import Netns, call, join_by_veth
 
 pytestmark = pytest.mark.root

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shim import process_table, sweeper
+from shim.cleanup import process_table, sweeper
 from shim.launcher import render_launcher
 from tests.support.waiting import eventually
 

@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 
+from shim.cleanup.ledger import Ledger
 from shim.context import ShimContext
-from shim.ledger import Ledger
 
 
 def main(context: ShimContext) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from protos.containerd import task_v2_pb2
-from shim import process_table
+from shim.cleanup import process_table
 from shim.ttrpc import framing, messages, status
 from tests.integration.shim.conftest import Installation, end
 

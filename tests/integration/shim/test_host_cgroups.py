@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shim import sweeper
 from shim.cgroup.paths import Hierarchies, find_hierarchies
 from shim.cgroup.pod_cgroup import make_pod_cgroup
-from shim.ledger import Ledger
+from shim.cleanup import sweeper
+from shim.cleanup.ledger import Ledger
 
 pytestmark = pytest.mark.root
 

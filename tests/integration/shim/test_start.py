@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from protos.containerd import bootstrap_pb2, introspection_pb2, runc_options_pb2
-from shim import process_table
+from shim.cleanup import process_table
 from tests.integration.shim.conftest import Installation, end
 from tests.support.waiting import eventually
 
@@ -286,7 +286,7 @@ def test_start_imports_nothing_that_takes_long(shim: Installation) -> None:
     assert "shim.stub" in loaded
     slow = {"argparse", "asyncio", "ctypes", "dataclasses", "enum", "hashlib", "json", "logging"}
     slow |= {"pathlib", "re", "select", "signal", "site", "socket", "subprocess", "tempfile"}
-    slow |= {"threading", "typing", "trio", "google.protobuf", "contextlib", "shim.ledger"}
+    slow |= {"threading", "typing", "trio", "google.protobuf", "contextlib", "shim.cleanup.ledger"}
     assert loaded & slow == set()
     shim.daemon()
 

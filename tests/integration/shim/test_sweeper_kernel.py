@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[3]
 
 PRELUDE = """
 import os, subprocess, sys
-from shim import sweeper
-from shim.ledger import Ledger
+from shim.cleanup import sweeper
+from shim.cleanup.ledger import Ledger
 root = sys.argv[1]
 ledger = Ledger.create(root + "/state", "n", "s")
 problems = []

@@ -10,7 +10,7 @@ import trio
 
 from shim.cgroup.paths import Hierarchies
 from shim.cgroup.pod_cgroup import PodCgroup, make_pod_cgroup
-from shim.ledger import Ledger
+from shim.cleanup.ledger import Ledger
 
 
 @pytest.fixture

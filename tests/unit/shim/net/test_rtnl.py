@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from shim.net import rtnl
 from shim.net.links import Address, Neighbour, Route
-from shim.netlink import attribute, attribute_list, attributes
+from shim.net.netlink import attribute, attribute_list, attributes
 
 HEADER = 16
 

@@ -1,0 +1,211 @@
+"""A container's files on their way into the guest: its root file system and its volumes.
+
+What can be a disk is attached to the VM; everything else is shared as a directory.
+Each thing is pushed on the container's rollback stack before it is made.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from protos.kata import agent_pb2
+from shim.cleanup.ledger import Ledger
+from shim.cleanup.rollback import Rollback
+from shim.config.model import Config
+from shim.oci.devices import host_disks
+from shim.oci.mounts import host_mounts
+from shim.pod.vfio import PodVfio
+from shim.pod.vm import PodVm
+from shim.pod.volumes import PodVolumes
+from shim.requests import CreateContainer
+from shim.sockets import sha256_hex
+from shim.storage.disk import block_device_path
+from shim.storage.disks import agent_driver, disk
+from shim.storage.options import Mount
+from shim.storage.pack import Packing
+from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
+from shim.storage.share import GUEST_SHARE, Share
+
+DETACH_TIMEOUT_S = 10.0
+SHARE_TIMEOUT_S = 30.0
+GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
+
+
+@dataclass(slots=True)
+class ContainerVolumes:
+    """A container's volumes as they are in the guest.
+
+    Attributes:
+        sources: guest path by a mount's place in the spec; None for one that is a disk.
+        storages: mounts the agent makes first.
+        devices: what the agent waits for; disks' numbers it puts into the spec.
+        numbers: path in the container to a stand-in for those numbers.
+    """
+
+    sources: dict[int, str | None] = field(default_factory=dict)
+    storages: list[agent_pb2.Storage] = field(default_factory=list)
+    devices: list[agent_pb2.Device] = field(default_factory=list)
+    numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add_disk(self, path: str, place: str) -> None:
+        """Give the container a disk as the device node ``path``."""
+        # Major 0 is no device's, so a stand-in never is another disk's real number.
+        self.numbers[path] = (0, len(self.numbers) + 1)
+        self.devices.append(
+            agent_pb2.Device(id=place, type=agent_driver(place), container_path=path)
+        )
+
+
+class ContainerFiles:
+    """Brings files of the host into one pod's VM.
+
+    Args:
+        config: the effective configuration.
+        vm: the pod's VM.
+        share: the pod's shared directory; None when it has none.
+        volumes: the pod's volumes.
+        vfio: the host's PCI devices in it.
+        ledger: takes what is made before it is.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        vm: PodVm,
+        share: Share | None,
+        volumes: PodVolumes,
+        vfio: PodVfio,
+        ledger: Ledger,
+    ) -> None:
+        self._ledger = ledger
+        self._config = config
+        self._vm = vm
+        self._share = share
+        self._volumes = volumes
+        self._vfio = vfio
+
+    async def add_rootfs(
+        self, request: CreateContainer, spec: dict[str, Any], cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Bring the root file system into the guest; its storages and its path there.
+
+        Raises:
+            InvalidArgument, Unimplemented: there is no way for it into the guest.
+            VmmError: the VM does not take the disk.
+        """
+        root = os.path.join(request.bundle, spec["root"]["path"])
+        capabilities = self._vm.hypervisor.capabilities
+        plan = plan_rootfs(
+            [Mount(m.type, m.source, m.target, m.options) for m in request.rootfs],
+            root,
+            can_share=self._share is not None,
+            can_attach=capabilities.block_hot != "none"
+            and not self._config.hypervisor.disable_block_device_use,
+        )
+        if isinstance(plan, BlockRootfs):
+            return await self._attach_rootfs(request.container_id, plan, cleanup)
+        if isinstance(plan, PackedRootfs):
+            return await self._pack_rootfs(request.container_id, plan, cleanup)
+        assert self._share is not None
+        share = self._share
+        cleanup.push(
+            "the shared files",
+            lambda: share.remove(request.container_id),
+            timeout=SHARE_TIMEOUT_S,
+        )
+        return [], await share.add_rootfs(request.container_id, plan)
+
+    async def _attach_rootfs(
+        self, container_id: str, plan: BlockRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        vm = self._vm
+        device_id = _device_id(container_id)
+        handle = await vm.hypervisor.attach(
+            disk(
+                self._config.hypervisor,
+                device_id,
+                plan.path,
+                read_only=plan.read_only,
+                direct=plan.direct_io,
+                shared=plan.read_only,
+            )
+        )
+
+        async def detach() -> None:
+            await vm.detach(handle, DETACH_TIMEOUT_S)
+
+        cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
+        path = (
+            f"{GUEST_SHARE}/{container_id}/rootfs"
+            if self._share is None
+            else f"{GUEST_STORAGE}/{device_id}"
+        )
+        storage = agent_pb2.Storage(
+            driver=agent_driver(str(handle.address)),
+            source=str(handle.address),
+            fstype=plan.fstype,
+            options=plan.options,
+            mount_point=path,
+        )
+        return [storage], path
+
+    async def _pack_rootfs(
+        self, container_id: str, plan: PackedRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Attach a copy as a read-only disk, under a layer of the guest's memory."""
+        name = _device_id(f"{self._vm.hypervisor.spec.name}/{container_id}")
+        packing = Packing(
+            str(self._config.katapy.cache_dir / "rootfs" / name), self._ledger, container_id
+        )
+        cleanup.push("the packed rootfs", packing.aclose, timeout=SHARE_TIMEOUT_S)
+        image = await packing.pack(plan)
+        disk = BlockRootfs(image, "erofs", True, True, False, ("ro",))
+        storages, lower = await self._attach_rootfs(container_id, disk, cleanup)
+        path = f"{lower}-rw"
+        overlay = agent_pb2.Storage(
+            driver="overlayfs",
+            source="overlay",
+            fstype="overlay",
+            options=[f"lowerdir={lower}"],
+            driver_options=["io.katacontainers.fs-opt.overlay-rw"],
+            mount_point=path,
+        )
+        return [*storages, overlay], path
+
+    async def add_volumes(self, spec: dict[str, Any], cleanup: Rollback) -> ContainerVolumes:
+        """Bring the sources of the spec's bind mounts, and its devices, into the guest.
+
+        Raises:
+            Unimplemented: there is no way for one of them into this VM.
+            NotFound, InvalidArgument: there is no such source, or it can't be brought in.
+            FailedPrecondition: a PCI device of the host is not free, or not to be given.
+            VmmError: the VM does not take a device.
+        """
+        volumes = ContainerVolumes()
+        for mount in host_mounts(spec):
+            placed = await self._volumes.add(mount, cleanup)
+            volumes.storages += placed.storages
+            volumes.sources[mount.index] = placed.path or None
+            if placed.guarded:
+                # One file system in the guest, whatever is mounted below it on the host.
+                entry = spec["mounts"][mount.index]
+                entry["options"] = [word for word in entry["options"] if word != "ro"]
+            if placed.disk:
+                volumes.add_disk(mount.destination, placed.disk)
+        for device in host_disks(spec):
+            find = partial(block_device_path, device.major, device.minor, device.path)
+            path = await trio.to_thread.run_sync(find)
+            placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
+            volumes.add_disk(device.path, placed.disk)
+        volumes.devices += await self._vfio.add(spec, cleanup)
+        return volumes
+
+
+def _device_id(container_id: str) -> str:
+    """A device name for a container's root disk, short and of safe characters."""
+    return f"rootfs-{sha256_hex(container_id.encode())[:12]}"

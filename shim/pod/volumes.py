@@ -1,0 +1,447 @@
+"""The volumes of a pod: each is brought into the guest once, however many containers use it.
+
+A volume lives from its first user to its last; what containers of a pod share beyond
+that (an emptyDir in the guest) lives until the VM ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import trio
+
+from protos.kata import agent_pb2, csi_pb2
+from shim.cleanup.ledger import Ledger
+from shim.cleanup.rollback import Rollback
+from shim.config.model import Config
+from shim.errors import InvalidArgument, NotFound
+from shim.log import Log
+from shim.oci.mounts import HostMount
+from shim.pod.vm import PodVm
+from shim.sockets import sha256_hex
+from shim.storage import direct_volume
+from shim.storage.disk import make_scratch, size_of
+from shim.storage.disks import disk
+from shim.storage.guest_volumes import (
+    GUEST_SANDBOX,
+    assigned_disk,
+    guest_directory,
+    memory_volume,
+    scratch_disk,
+)
+from shim.storage.options import IdMap, Owners
+from shim.storage.share import Share
+from shim.storage.socket_proxy import Owner
+from shim.storage.source import look_at
+from shim.storage.sync import FileChange, SyncedFiles
+from shim.storage.volumes import (
+    AssignedDisk,
+    GuestDirectory,
+    MemoryVolume,
+    ProxiedSocket,
+    PushedVolume,
+    RawDisk,
+    ScratchDisk,
+    SharedVolume,
+    VolumePlan,
+    VolumeSettings,
+    plan_volume,
+)
+from vmm.hypervisor import Hypervisor
+from vmm.spec import AttachedDevice, BlockDevice
+
+DETACH_TIMEOUT_S = 10.0
+SHARE_TIMEOUT_S = 30.0
+LOOK_TIMEOUT_S = 10.0
+
+StartTask = Callable[[Callable[..., Awaitable[None]]], Awaitable[object]]
+"""``nursery.start`` of the pod's nursery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A volume as it is in the guest.
+
+    Attributes:
+        path: what to bind, "" for a device.
+        storages: mounts the agent makes first.
+        disk: where the guest finds the disk that is the volume, "" for a directory.
+        guarded: it is read-only by itself, and what is mounted below it is not.
+    """
+
+    path: str = ""
+    storages: tuple[agent_pb2.Storage, ...] = ()
+    disk: str = ""
+    guarded: bool = False
+
+
+@dataclass(slots=True)
+class _Held:
+    placed: Placed
+    undo: Rollback
+    users: int = 0
+
+
+class _View(NamedTuple):
+    """How a shared volume is shown to the guest."""
+
+    readonly: bool
+    writable_below: bool
+    follow: bool
+    owners: Owners | None
+
+
+def _owners(mount: HostMount) -> Owners | None:
+    if not (mount.uid_maps or mount.gid_maps):
+        return None
+    uids, gids = (
+        tuple(IdMap(*entry) for entry in maps) for maps in (mount.uid_maps, mount.gid_maps)
+    )
+    return Owners(uids, gids)
+
+
+def _below_is_writable(plan: SharedVolume, mount: HostMount) -> bool:
+    return plan.covers and mount.recursive and mount.readonly and not mount.readonly_below
+
+
+def _follows(mount: HostMount) -> bool:
+    return any(word.endswith(("shared", "slave")) for word in mount.propagation)
+
+
+class DirectVolumes:
+    """The direct-assigned volumes that a pod uses, for whoever asks about them.
+
+    Args:
+        sandbox_id: the pod's id.
+        address: where the shim is reached about them.
+    """
+
+    def __init__(self, sandbox_id: str, address: str) -> None:
+        self.sandbox_id = sandbox_id
+        self.address = address
+        self._used: dict[str, tuple[str, AttachedDevice, PodVm]] = {}
+
+    def add(self, volume_path: str, point: str, handle: AttachedDevice, vm: PodVm) -> None:
+        """Take one in that is mounted at ``point`` in the guest."""
+        self._used[volume_path] = (point, handle, vm)
+
+    def remove(self, volume_path: str) -> None:
+        """Forget one. Idempotent."""
+        self._used.pop(volume_path, None)
+
+    async def stats(self, volume_path: str) -> csi_pb2.VolumeStatsResponse:
+        """Sizes of one as the guest sees them.
+
+        Raises:
+            NotFound: the pod does not use it.
+        """
+        point, _, vm = self._find(volume_path)
+        return await vm.agent.volume_stats(point)
+
+    async def resize(self, volume_path: str, size: int) -> None:
+        """Grow one, disk and file system, while it is in use.
+
+        Args:
+            volume_path: its path on the host.
+            size: bytes; an image file grows with it, a device has to have them.
+
+        Raises:
+            NotFound: the pod does not use it.
+            InvalidArgument: it is to shrink, or the device is smaller than that.
+            Unsupported: the VMM can't tell the guest of a new size.
+        """
+        point, handle, vm = self._find(volume_path)
+        assert isinstance(handle.device, BlockDevice)
+        path = str(handle.device.path)
+        now, is_file = await trio.to_thread.run_sync(size_of, path)
+        if size < now:
+            raise InvalidArgument(
+                f"volume {volume_path} has {now} bytes and can't shrink to {size}"
+            )
+        if size > now and not is_file:
+            raise InvalidArgument(
+                f"volume {volume_path}: {path} has {now} bytes; grow the device first"
+            )
+        await vm.hypervisor.resize_block(handle, size)
+        await vm.agent.resize_volume(point, size)
+
+    def _find(self, volume_path: str) -> tuple[str, AttachedDevice, PodVm]:
+        try:
+            return self._used[os.path.normpath(volume_path)]
+        except KeyError:
+            raise NotFound(
+                f"pod {self.sandbox_id} has no direct-assigned volume {volume_path}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMeans:
+    """What a pod's volumes are made with, whatever VM they are for.
+
+    Attributes:
+        ledger: takes every resource before it is made.
+        start: starts a task that lives as long as the pod.
+        direct: the direct-assigned volumes in use.
+    """
+
+    ledger: Ledger
+    start: StartTask
+    direct: DirectVolumes
+
+
+class PodVolumes:
+    """Brings volumes into one pod's VM.
+
+    Args:
+        vm: the pod's VM.
+        share: the pod's shared directory; None when it has none.
+        config: the effective configuration.
+        means: what they are made with.
+        log: the shim's log.
+    """
+
+    def __init__(
+        self, vm: PodVm, share: Share | None, config: Config, means: VolumeMeans, log: Log
+    ) -> None:
+        self._vm = vm
+        self._share = share
+        self._config = config
+        self._ledger = means.ledger
+        self._start = means.start
+        self._direct = means.direct
+        self._log = log
+        self._held: dict[tuple[object, ...], _Held] = {}
+        self._making = trio.Lock()
+        self._serial = 0
+
+    def settings(self) -> VolumeSettings:
+        """What can be done with volumes here."""
+        features = self._vm.agent.features
+        runtime = self._config.runtime
+        return VolumeSettings(
+            kubelet_root=str(runtime.kubelet_root_dir),
+            emptydir_mode="block-plain" if runtime.emptydir_mode == "block-plain" else "shared-fs",
+            guest_emptydir=not runtime.disable_guest_empty_dir,
+            can_share=self._share is not None,
+            can_attach=self._vm.hypervisor.capabilities.block_hot != "none",
+            can_push="push-files" in features,
+            can_listen="sockets" in features,
+        )
+
+    async def add(self, mount: HostMount, cleanup: Rollback) -> Placed:
+        """Bring a bind mount's source into the guest.
+
+        Args:
+            mount: the mount.
+            cleanup: the container's rollback stack; gets the volume's release.
+
+        Raises:
+            NotFound, InvalidArgument, Unimplemented: there is no such source, or no way.
+            VmmError: the VM does not take the disk.
+        """
+        with trio.fail_after(LOOK_TIMEOUT_S):
+            source = await trio.to_thread.run_sync(look_at, mount.source, abandon_on_cancel=True)
+        owners = _owners(mount)
+        if owners is not None:
+            source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
+        plan = plan_volume(source, self.settings())
+        if owners is not None and isinstance(plan, PushedVolume) and self._share is not None:
+            plan = SharedVolume(source.path, source.covers)  # whose files can be mapped
+        return await self._use(plan, mount, cleanup)
+
+    async def add_disk(self, path: str, cleanup: Rollback, *, read_only: bool) -> Placed:
+        """Bring a block device into the guest. Args and errors as :meth:`add`."""
+        mount = HostMount(-1, path, path, read_only, False, ())
+        return await self._use(RawDisk(path), mount, cleanup)
+
+    async def _use(self, plan: VolumePlan, mount: HostMount, cleanup: Rollback) -> Placed:
+        async with self._making:
+            key = self._key(plan, mount)
+            held = self._held.get(key)
+            if held is None:
+                undo = Rollback(self._log)
+                try:
+                    placed = await self._make(plan, mount, undo)
+                except BaseException:
+                    await undo.unwind()
+                    raise
+                held = self._held[key] = _Held(placed, undo)
+            held.users += 1
+            cleanup.push(
+                f"volume {mount.source}", partial(self._release, key), timeout=SHARE_TIMEOUT_S
+            )
+            return held.placed
+
+    async def _release(self, key: tuple[object, ...]) -> None:
+        async with self._making:
+            held = self._held[key]
+            held.users -= 1
+            if not held.users:
+                del self._held[key]
+                await held.undo.unwind()
+
+    def _key(self, plan: VolumePlan, mount: HostMount) -> tuple[object, ...]:
+        """What makes two mounts the same volume.
+
+        One that the guest may write to serves its readers too, and one that follows the
+        host's mounts those that need not: two views of a file in the guest would have a
+        page cache and locks each. Only where that would make a mount below read-only that
+        is to be writable there are two.
+        """
+        match plan:
+            case SharedVolume():
+                return self._shared_key(plan, mount)
+            case RawDisk() | AssignedDisk():
+                return (plan, mount.readonly)
+            case _:
+                return (plan,)
+
+    def _shared_key(self, plan: SharedVolume, mount: HostMount) -> tuple[object, ...]:
+        owners = _owners(mount)
+        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners)
+        views = [wanted]
+        if not wanted.writable_below:
+            views = [
+                _View(readonly, False, follow, owners)
+                for readonly in (False, True)[: 1 + wanted.readonly]
+                for follow in (True, False)[: 2 - wanted.follow]
+            ]
+        keys = [(plan.source, mount.recursive, view) for view in views]
+        held = [key for key in keys if key in self._held]
+        return held[0] if held else (plan.source, mount.recursive, wanted)
+
+    async def _make(self, plan: VolumePlan, mount: HostMount, undo: Rollback) -> Placed:
+        self._serial += 1
+        match plan:
+            case SharedVolume():
+                return await self._share_path(plan, mount, undo)
+            case PushedVolume():
+                return await self._push(plan, undo)
+            case MemoryVolume():
+                return Placed(*memory_volume(plan))
+            case GuestDirectory():
+                return Placed(*guest_directory(plan))
+            case ProxiedSocket():
+                return await self._proxy(plan, undo)
+            case RawDisk():
+                handle = await self._attach(plan.path, mount.readonly, undo)
+                return Placed(disk=str(handle.address))
+            case ScratchDisk():
+                make = partial(
+                    make_scratch, plan.directory, uid=plan.uid, gid=plan.gid, mode=plan.mode
+                )
+                handle = await self._attach(await trio.to_thread.run_sync(make), False, undo)
+                return Placed(*scratch_disk(plan.directory, str(handle.address)))
+            case AssignedDisk():
+                return await self._assign(plan, mount, undo)
+
+    async def _share_path(self, plan: SharedVolume, mount: HostMount, undo: Rollback) -> Placed:
+        share, owner = self._share, f"v{self._serial}"
+        assert share is not None
+        undo.push("the shared volume", partial(share.remove, owner), timeout=SHARE_TIMEOUT_S)
+        below = _below_is_writable(plan, mount)
+        path = await share.add_volume(
+            owner,
+            plan.source,
+            read_only=mount.readonly,
+            writable_below=below,
+            follow=_follows(mount),
+            owners=_owners(mount),
+            recursive=mount.recursive,
+        )
+        return Placed(path, guarded=below)
+
+    async def _push(self, plan: PushedVolume, undo: Rollback) -> Placed:
+        agent, name = self._vm.agent, f"v{self._serial}"
+        files = SyncedFiles(plan.source, partial(agent.push_files, name), is_file=plan.is_file)
+        undo.push("the copied files", partial(self._remove_pushed, name))
+        await self._run(files.run, f"the copy of {plan.source}", undo)
+        path = f"{GUEST_SANDBOX}/pushed/{name}"
+        return Placed(f"{path}/{os.path.basename(plan.source)}" if plan.is_file else path)
+
+    async def _remove_pushed(self, name: str) -> None:
+        if not self._gone():
+            await self._vm.agent.push_files(name, [FileChange("", remove=True)])
+
+    async def _proxy(self, plan: ProxiedSocket, undo: Rollback) -> Placed:
+        path = f"{GUEST_SANDBOX}/sockets/v{self._serial}"
+        owner = Owner(plan.uid, plan.gid, plan.mode)
+        proxy = self._vm.agent.proxy_socket(plan.path, path, owner)
+        await self._run(proxy.run, f"socket {plan.path} in the guest", undo)
+        return Placed(path)
+
+    async def _run(self, work: Callable[..., Awaitable[None]], what: str, undo: Rollback) -> None:
+        """Run a task of the volume's; its failure is the caller's until it is ready."""
+        scope = trio.CancelScope()
+        ended = trio.Event()
+        ready = False
+
+        async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
+            nonlocal ready
+
+            class Ready(trio.TaskStatus[None]):
+                def started(self, value: None = None) -> None:
+                    nonlocal ready
+                    ready = True
+                    task_status.started()
+
+            try:
+                with scope:
+                    await work(task_status=Ready())
+            except Exception as error:
+                if not ready:
+                    raise
+                if not self._gone():
+                    self._log.error(f"{what} has ended: {error!r}")
+            finally:
+                ended.set()
+
+        async def stop() -> None:
+            scope.cancel()
+            await ended.wait()
+
+        await self._start(guarded)
+        undo.push(what, stop)
+
+    async def _assign(self, plan: AssignedDisk, mount: HostMount, undo: Rollback) -> Placed:
+        volume = plan.volume
+        handle = await self._attach(volume.device, mount.readonly or "ro" in volume.options, undo)
+        path, storages = assigned_disk(volume, str(handle.address), read_only=mount.readonly)
+        note = direct_volume.user_file(volume.path, self._direct.sandbox_id)
+        entry = self._ledger.add("file", path=note)
+
+        async def forget() -> None:
+            self._direct.remove(volume.path)
+            await trio.Path(note).unlink(missing_ok=True)
+            self._ledger.remove(entry)
+
+        undo.push(f"the note at {note}", forget)
+        await trio.Path(note).write_text(self._direct.address)
+        self._direct.add(volume.path, path, handle, self._vm)
+        return Placed(path, storages)
+
+    async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:
+        vm = self._vm
+        named = vm.hypervisor.capabilities.block_serial
+        device = disk(
+            self._config.hypervisor,
+            f"volume-{self._serial}",
+            path,
+            read_only=read_only,
+            serial=sha256_hex(os.fsencode(path))[:20] if named else "",
+        )
+        handle = await vm.hypervisor.attach(device)
+
+        async def detach() -> None:
+            await vm.detach(handle, DETACH_TIMEOUT_S)
+
+        undo.push(f"disk {path}", detach, timeout=DETACH_TIMEOUT_S + 2)
+        return handle
+
+    def _gone(self) -> bool:
+        hypervisor: Hypervisor = self._vm.hypervisor
+        return self._vm.gone.is_set() or hypervisor.exited.is_set()
