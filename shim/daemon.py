@@ -24,7 +24,7 @@ from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG
 from shim.pod.declarable_sandbox import DeclarableSandbox
-from shim.pod.volumes import DirectVolumes
+from shim.pod.direct_volumes import DirectVolumes
 from shim.publisher import Publisher
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages

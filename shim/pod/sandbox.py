@@ -41,13 +41,14 @@ from shim.pod.annotations import annotated
 from shim.pod.builder import Backends, PodBuilder
 from shim.pod.container import Container
 from shim.pod.creation import Place, create_in_guest, make_place
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
-from shim.pod.volumes import DirectVolumes, VolumeMeans
+from shim.pod.volumes import VolumeMeans
 from shim.requests import CreateContainer, ExecProcess
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
