@@ -37,6 +37,19 @@ class Sink(Protocol):
         """Give the reader its end of file. Idempotent."""
 
 
+class Source(Protocol):
+    """Where a process's stdin comes from."""
+
+    async def read(self) -> bytes:
+        """Return the next bytes, or nothing at the end."""
+
+    def close_write(self) -> None:
+        """End it after the bytes that are there now. Idempotent."""
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+
+
 class NullSink:
     """Discards."""
 
