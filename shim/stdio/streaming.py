@@ -11,6 +11,7 @@ directions), internal/cri/io (``io_type = "streaming"``).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 
@@ -32,7 +33,10 @@ WINDOW = 64 << 10
 """Bytes of stdin that a client may send ahead."""
 CLOSE_GRACE_S = 2.0
 """Seconds for what a client sent before CloseIO, which came by another connection."""
+SETTLE_TIMEOUT_S = 10.0
+"""Seconds that a client has to read the rest of an output, and to say so."""
 
+_log = logging.getLogger(__name__)
 _MAX_CREDIT = 1 << 30
 
 
@@ -184,6 +188,21 @@ class StreamSink:
                 return None
             await self._end.changed.park()
         return None
+
+    async def settle(self) -> None:
+        """End the stream and wait until the client has read to its end.
+
+        containerd gives up reading as soon as it knows of the process's exit, which must
+        therefore not be told before.
+        """
+        link = self._end.link
+        if link is None:
+            return
+        link.stream.close_send()
+        with trio.move_on_after(SETTLE_TIMEOUT_S) as scope:
+            await link.ended.wait()
+        if scope.cancelled_caught:
+            _log.warning("stdio: stream %s was not read to its end", self._id)
 
     def release(self) -> None:
         """From now on a client that is away wants no data."""

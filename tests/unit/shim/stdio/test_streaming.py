@@ -88,6 +88,36 @@ async def test_output_keeps_to_the_readers_window_and_ends_with_the_process() ->
         assert await stream.receive() is None
 
 
+async def test_the_end_is_settled_when_the_client_is_done_with_it() -> None:
+    streams = Streams()
+    sink = streams.sink("c-stdout")
+    async with shim(streams) as peer, trio.open_nursery() as nursery:
+        settled = trio.Event()
+
+        async def settle() -> None:
+            await sink.settle()
+            settled.set()
+
+        async with peer.open("c-stdout") as stream:
+            nursery.start_soon(settle)
+            assert await stream.receive() is None
+            assert not settled.is_set(), "the client has not said that it has read all"
+        await settled.wait()
+        sink.close()
+
+
+async def test_a_client_that_never_reads_to_the_end_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streaming, "SETTLE_TIMEOUT_S", 0.05)
+    streams = Streams()
+    sink = streams.sink("c-stdout")
+    await sink.settle()
+    async with shim(streams) as peer, peer.open("c-stdout"):
+        await sink.settle()
+        sink.close()
+
+
 async def test_output_waits_for_a_reader_and_goes_on_with_the_next() -> None:
     streams = Streams()
     sink = streams.sink("c-stdout")
