@@ -61,11 +61,10 @@ def test_logs_exec_and_attach_without_fifos(kubelet: Kubelet) -> None:
 
 def test_output_goes_on_when_the_daemon_is_back(kubelet: Kubelet, cri_daemon: Daemon) -> None:
     pod = kubelet.pod("again", handler=HANDLER, linux=OWN)
-    script = "while read l; do echo got $l; done < /tmp/fifo"
-    one = pod.container("one", "sh", "-c", f"mkfifo /tmp/fifo; {script}; sleep 1000", linux=OWN)
-    one.sh(
-        "until test -p /tmp/fifo; do sleep 0.1; done; (sleep 1000 > /tmp/fifo) & echo 1 > /tmp/fifo"
-    )
+    # Open both ways, so that no writer's end is the end for the reader.
+    script = "mkfifo /tmp/fifo; exec 3<>/tmp/fifo; while read l <&3; do echo got $l; done"
+    one = pod.container("one", "sh", "-c", script, linux=OWN)
+    one.sh("until test -p /tmp/fifo; do sleep 0.1; done; echo 1 > /tmp/fifo")
     one.wait_log("got 1")
     cri_daemon.stop()
     cri_daemon.start()
