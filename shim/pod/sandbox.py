@@ -41,16 +41,18 @@ from shim.pod.annotations import annotated
 from shim.pod.builder import Backends, PodBuilder
 from shim.pod.container import Container
 from shim.pod.creation import Place, create_in_guest, make_place
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
-from shim.pod.volumes import DirectVolumes, VolumeMeans
+from shim.pod.volumes import VolumeMeans
 from shim.requests import CreateContainer, ExecProcess
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
+from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
 
@@ -69,6 +71,7 @@ class Sandbox:
         log: the shim's log.
         stages: the pod's start.
         direct: the direct-assigned volumes that the pod uses.
+        streams: the streams that clients open for stdio.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -85,6 +88,7 @@ class Sandbox:
         log: Log,
         stages: Stages,
         direct: DirectVolumes,
+        streams: Streams,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -93,6 +97,7 @@ class Sandbox:
         self._given_config = self._config = config
         self._ledger = ledger
         self._direct = direct
+        self._streams = streams
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -300,6 +305,7 @@ class Sandbox:
             container_id=container_id,
             namespace=self._namespace,
             record=partial(self._record_logger, container_id),
+            streams=self._streams,
         )
 
     def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
