@@ -34,6 +34,11 @@ from vmm.image.store import (
 _PYTHON_METAPACKAGE, _PYTHON_PACKAGE = "python3-minimal", r"python3\.\d+-minimal"
 _PROGRAM_PACKAGES = ("crun", "busybox-static", "iptables")
 _LISTS_AGE_S = 12 * 3600.0
+# The program that makes each kind of file system, and Debian's package of it.
+_PACKERS = {
+    "erofs": ("mkfs.erofs", "erofs-utils"),
+    "squashfs": ("mksquashfs", "squashfs-tools"),
+}
 
 
 def _silent(_: str) -> None:
@@ -76,7 +81,7 @@ def build_image(
     with _locked(cache_dir / "lock", progress):
         native = Apt(cache_dir / "apt")
         if foreign and apt is None:
-            apt = Apt(cache_dir / f"apt-{arch.debian}", architecture=arch.debian)
+            apt = foreign_apt(cache_dir, arch)
             progress(f"updating the package lists of {arch.debian}")
             apt.update(max_age=_LISTS_AGE_S)
         return _build(
@@ -88,6 +93,11 @@ def build_image(
             native if foreign else None,
             agent_sources() if sources is None else sources,
         )
+
+
+def foreign_apt(cache_dir: Path, arch: Architecture) -> Apt:
+    """Return the package archive of another architecture than the host's."""
+    return Apt(cache_dir / f"apt-{arch.debian}", architecture=arch.debian)
 
 
 def _build(
@@ -102,7 +112,7 @@ def _build(
     progress("resolving packages")
     packages = _root_packages(apt)
     kernel = debian.kernel_package(apt, arch) if kind == "debian" else tuned.source_package(apt)
-    key = _key(f"{kind} {arch.name}", [*packages, kernel], sources)
+    key = _key(f"{kind} {arch.name}", [*packages, kernel], sources, arch.rootfs)
 
     directory = image_directory(cache_dir, kind, arch.name, key)
     if image := read_record(directory):
@@ -144,14 +154,15 @@ def _build(
 
         progress("packing the root file system")
         tree.complete(tools)
-        tree.pack(finished / "rootfs.erofs")
+        rootfs = finished / f"rootfs.{arch.rootfs}"
+        tree.pack(rootfs, arch.rootfs)
         image = GuestImage(
             kind=kind,
             architecture=arch.name,
             kernel=finished / "vmlinux",
             initrd=initrd,
-            rootfs=finished / "rootfs.erofs",
-            kernel_args=debian.KERNEL_ARGS if kind == "debian" else tuned.KERNEL_ARGS,
+            rootfs=rootfs,
+            kernel_args=debian.kernel_args(arch) if kind == "debian" else tuned.KERNEL_ARGS,
             key=key,
             kernel_release=release,
             agent_key=agent_key(sources),
@@ -192,11 +203,12 @@ def _native_tools(apt: Apt, packages: list[Package], directory: Path) -> RootTre
     own = _root_packages(apt)
     versions = {package.name: package.version for package in own}
     for package in packages:
-        # A binary rebuild of one architecture (+b1) changes nothing of these.
-        source, _, _ = package.version.partition("+b")
+        # Debian's revisions, which some architectures get later than others, change nothing
+        # of these.
+        upstream, _, _ = package.version.partition("-")
         if (
             package.name.startswith(("python3.", "busybox"))
-            and source != (versions.get(package.name, "").partition("+b")[0])
+            and upstream != versions.get(package.name, "").partition("-")[0]
         ):
             raise ImageError(
                 f"{package} of {package.architecture} has no match for the host's "
@@ -210,22 +222,23 @@ def agent_key(sources: Mapping[str, bytes] | None = None) -> str:
     return _digest(agent_sources() if sources is None else sources)
 
 
-def _key(kind: str, packages: list[Package], sources: Mapping[str, bytes]) -> str:
+def _key(kind: str, packages: list[Package], sources: Mapping[str, bytes], rootfs: str) -> str:
     parts = {
         "kind": kind.encode(),
         "packages": "\n".join(map(str, packages)).encode(),
-        "mkfs": _mkfs(),
+        "mkfs": _mkfs(rootfs),
         "agent": _digest(sources).encode(),
         "builder": _digest(builder_sources()).encode(),
     }
     return _digest(parts)
 
 
-def _mkfs() -> bytes:
-    # Old releases of the tool can't say their version.
-    path = shutil.which("mkfs.erofs")
+def _mkfs(rootfs: str) -> bytes:
+    # Old releases of the tools can't say their version.
+    name, package = _PACKERS[rootfs]
+    path = shutil.which(name)
     if path is None:
-        raise ImageError("mkfs.erofs is needed to build a guest image; it is in erofs-utils")
+        raise ImageError(f"{name} is needed to build this guest image; it is in {package}")
     return Path(path).read_bytes()
 
 

@@ -18,6 +18,7 @@ from vmm.image.elf import ElfError, section
 from vmm.image.errors import ImageError
 
 _SUFFIXES = (".ko", ".ko.xz")
+_KERNELS = ("vmlinuz-", "vmlinux-")
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ class ModuleSet:
             path = PurePosixPath(member.name.removeprefix("./").removeprefix("usr/"))
             contents = archive.extractfile(member)
             assert contents is not None
-            if path.name.startswith("vmlinuz-"):
-                release, image = path.name.removeprefix("vmlinuz-"), contents.read()
+            if path.parts[0] == "boot" and path.name.startswith(_KERNELS):
+                release, image = path.name.partition("-")[2], contents.read()
             elif path.name.endswith(_SUFFIXES):
                 files[str(PurePosixPath(*path.parts[3:]))] = contents.read()
             elif path.name == "modules.builtin":
                 builtin = [module_name(line) for line in contents.read().decode().split()]
         if not image:
-            raise ImageError("the kernel package holds no vmlinuz")
+            raise ImageError("the kernel package holds no kernel")
         return release, image, cls(files, builtin)
 
     def order(self, names: Iterable[str]) -> list[Module]:
