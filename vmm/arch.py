@@ -102,6 +102,7 @@ _KNOWN = (
         ("virt",),
         "ttyS0",
         emulated_cpu="rv64",
+        has_9p=True,
     ),
 )
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({a.name: a for a in _KNOWN})

@@ -7,12 +7,12 @@ agent is up: each module costs 10 to 30 ms of boot under TCG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.arch import Architecture
-from vmm.image.apt import Apt, Package, open_deb
+from vmm.image.apt import Apt, Package
 from vmm.image.cpio import CpioWriter
 from vmm.image.errors import ImageError
 from vmm.image.modules import Module, ModuleSet, alias_table, dependency_table
@@ -20,6 +20,7 @@ from vmm.image.sources import data_file
 from vmm.kernel import KernelError, extract_vmlinux
 
 _REAL_PACKAGE = r"linux-image-\d.*"
+_PARTS = r"linux-(base|binary|modules)-\d.*"
 
 # cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG. Which device
 # the root is on, the VMM says.
@@ -90,28 +91,33 @@ def kernel_args(arch: Architecture) -> str:
     return f"rootfstype={arch.rootfs} {_KERNEL_ARGS}"
 
 
-def kernel_package(apt: Apt, arch: Architecture) -> Package:
-    """Return the kernel package that Debian's metapackage stands for now."""
-    return apt.resolve(arch.kernel_package, _REAL_PACKAGE)
+def kernel_packages(apt: Apt, arch: Architecture) -> list[Package]:
+    """Return the packages of the kernel that Debian's metapackage stands for now.
+
+    One with all in it, or from Debian 14 on one each of the kernel, its modules, and the list
+    of what is built in.
+    """
+    image = apt.resolve(arch.kernel_package, _REAL_PACKAGE)
+    parts = apt.dependencies(image.name, _PARTS)
+    return parts or [image]
 
 
-def prepare_kernel(deb: Path, arch: Architecture, busybox: bytes) -> DebianKernel:
-    """Take a kernel package apart.
+def prepare_kernel(debs: Sequence[Path], arch: Architecture, busybox: bytes) -> DebianKernel:
+    """Take a kernel's packages apart.
 
     Args:
-        deb: the package's file.
+        debs: the packages' files.
         arch: its architecture.
         busybox: a static busybox for the initramfs.
 
     Raises:
         ImageError: the package isn't what we expect.
     """
-    with open_deb(deb) as archive:
-        release, image, modules = ModuleSet.from_package(archive)
+    release, image, modules = ModuleSet.from_packages(debs)
     try:
         kernel = extract_vmlinux(image) if arch.elf else image
     except KernelError as error:
-        raise ImageError(f"{deb.name}: {error}") from error
+        raise ImageError(f"{debs[0].name}: {error}") from error
     return DebianKernel(
         release,
         kernel,
