@@ -35,7 +35,7 @@ def run_once(world: World, runtime: str, figures: Figures) -> None:
     """``ctr run --rm`` of ``true``, and of katapy where the time went."""
     container = world.new_id(runtime)
     before = world.log.stat().st_size
-    argv = world.run_command(runtime, container, "--rm", "true")
+    argv = world.run_command(runtime, container, "true", options=("--rm",))
     begin = time.perf_counter()
     _call(world, argv, _RUN_TIMEOUT)
     figures.add("run", "ctr run --rm true", "ms", runtime, _ms(begin))
@@ -46,19 +46,20 @@ def run_once(world: World, runtime: str, figures: Figures) -> None:
 
 
 @contextmanager
-def started(world: World, runtime: str) -> Iterator[str]:
-    """A container that sleeps, for the length of the block."""
+def started(world: World, runtime: str, *options: str) -> Iterator[str]:
+    """A container that sleeps, for the length of the block; ``options`` are ctr's."""
     container = world.new_id(runtime)
     try:
-        start(world, runtime, container)
+        start(world, runtime, container, *options)
         yield container
     finally:
         world.remove(container)
 
 
-def start(world: World, runtime: str, container: str) -> None:
+def start(world: World, runtime: str, container: str, *options: str) -> None:
     """Start a container that sleeps, in the background."""
-    _call(world, world.run_command(runtime, container, "--detach", *_SLEEP), _RUN_TIMEOUT)
+    argv = world.run_command(runtime, container, *_SLEEP, options=("--detach", *options))
+    _call(world, argv, _RUN_TIMEOUT)
 
 
 def exec_once(world: World, runtime: str, container: str, figures: Figures) -> None:
