@@ -13,13 +13,14 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shim.bench.deadline import Deadline
+from shim.bench.guest_shell import LOOP, GuestShell
 from shim.errors import DeadlineExceeded, FailedPrecondition, Internal
 from vmm.image.cpio import CpioWriter
 
@@ -28,9 +29,7 @@ DISK = "/dev/vdb"
 TAG = "share"
 
 _BOOT_TIMEOUT = 90.0
-_RUN_TIMEOUT = 120.0
 _MIB = 1 << 20
-_END = "--end "
 # The modules of an initramfs lie in /modules, those of the image are listed in it; a kernel
 # with everything built in has neither.
 _INIT = r"""#!/bin/busybox sh
@@ -42,11 +41,8 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 until mount -t erofs -o ro /dev/vda /root; do usleep 10000; done
 [ -f /root/usr/lib/katapy/modules ] && chroot /root /bin/busybox sh -c \
     'busybox xargs -n 1 busybox insmod < /usr/lib/katapy/modules' 2> /dev/null
-echo 'katapy-bench: a shell runs'
-for port in /dev/vport*; do exec 3<> "$port"; done
-echo "--end 0" >&3
-while read -r line <&3; do eval "$line" >&3 2>&1 3<&-; echo "--end $?" >&3; done
-sleep 100000
+for port in /dev/vport*; do exec 0<> "$port" 1>&0; done
+echo "--end 0"
 """
 
 
@@ -141,58 +137,12 @@ def mount_command(shared_fs: str, msize: int) -> str:
     return f"mount -t 9p -o trans=virtio,version=9p2000.L,msize={msize},cache=mmap {TAG} {SHARE}"
 
 
+@dataclass(frozen=True, slots=True)
 class BareVm:
-    """A running VM, and the shell in it.
+    """A running VM: the shell in it, and QEMU's process."""
 
-    Args:
-        shell: connected to the guest's shell.
-        deadline: of the whole benchmark.
-    """
-
-    def __init__(self, shell: socket.socket, deadline: Deadline) -> None:
-        self._shell = shell
-        self._deadline = deadline
-        self._buffer = b""
-
-    def run(self, line: str, timeout: float = _RUN_TIMEOUT) -> str:
-        """Run a line in the guest's shell and return what it printed.
-
-        Raises:
-            Internal: it failed, or the VM is gone.
-            DeadlineExceeded: it took longer than ``timeout`` seconds.
-        """
-        self._shell.sendall(f"{line}\n".encode())
-        return self.answer(line, timeout)
-
-    def answer(self, what: str, timeout: float) -> str:
-        """Return what the shell prints up to the end of a line that was sent.
-
-        Raises:
-            Internal, DeadlineExceeded: as :meth:`run`.
-        """
-        end = time.monotonic() + self._deadline.limit(timeout)
-        said: list[str] = []
-        while True:
-            line, found, rest = self._buffer.partition(b"\n")
-            if found:
-                self._buffer = rest
-                text = line.decode(errors="replace").rstrip("\r")
-                if text.startswith(_END):
-                    break
-                said.append(text)
-                continue
-            self._shell.settimeout(max(0.001, end - time.monotonic()))
-            try:
-                data = self._shell.recv(65536)
-            except TimeoutError:
-                raise DeadlineExceeded(f"bare VM: {what}: not done in {timeout:g} s") from None
-            if not data:
-                raise Internal(f"bare VM: it ended during {what}")
-            self._buffer += data
-        output = "\n".join(said)
-        if text != f"{_END}0":
-            raise Internal(f"bare VM: {what}: exit status {text[len(_END) :]}: {output}")
-        return output
+    shell: GuestShell
+    pid: int
 
 
 @contextmanager
@@ -211,16 +161,16 @@ def running_bare_vm(spec: BareSpec, folder: Path, deadline: Deadline) -> Iterato
             _await(lambda: (folder / "virtiofs").is_socket(), started, folder, deadline)
         argv = ["ip", "netns", "exec", spec.netns, *command(spec, folder)]
         qemu = stack.enter_context(_running(argv, folder / "qemu.log"))
-        shell = stack.enter_context(socket.socket(socket.AF_UNIX))
-        _await(lambda: _connected(shell, folder / "shell"), qemu, folder, deadline)
-        vm = BareVm(shell, deadline)
+        port = stack.enter_context(socket.socket(socket.AF_UNIX))
+        _await(lambda: _connected(port, folder / "shell"), qemu, folder, deadline)
+        shell = GuestShell("bare VM", port, deadline)
         try:
-            vm.answer("its boot", _BOOT_TIMEOUT)
+            shell.answer("its boot", _BOOT_TIMEOUT)
         except (Internal, DeadlineExceeded) as error:
             raise type(error)(f"{error}: {_last_words(folder)}") from error
-        vm.run(mount_command(spec.shared_fs, spec.msize))
-        vm.run(f"ip addr add {spec.address} dev eth0 && ip link set eth0 up")
-        yield vm
+        shell.run(mount_command(spec.shared_fs, spec.msize))
+        shell.run(f"ip addr add {spec.address} dev eth0 && ip link set eth0 up")
+        yield BareVm(shell, qemu.pid)
 
 
 def _initrd(base: Path | None) -> bytes:
@@ -233,7 +183,7 @@ def _initrd(base: Path | None) -> bytes:
         archive.directory(name)
     archive.node("dev/console", 5, 1)
     archive.file("bin/busybox", Path(busybox).read_bytes(), 0o755)
-    archive.file("bench-init", _INIT.encode(), 0o755)
+    archive.file("bench-init", f"{_INIT}{LOOP}\n".encode(), 0o755)
     return (base.read_bytes() if base is not None else b"") + archive.finish()
 
 
@@ -251,10 +201,12 @@ def _running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _await(
-    ready: object, process: subprocess.Popen[bytes], folder: Path, deadline: Deadline
+    ready: Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    deadline: Deadline,
 ) -> None:
     """Wait until a daemon that just starts has its socket."""
-    assert callable(ready)
     end = time.monotonic() + deadline.limit(_BOOT_TIMEOUT)
     while not ready():
         if process.poll() is not None or time.monotonic() > end:

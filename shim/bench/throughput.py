@@ -11,14 +11,17 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shim.bench import bare_vm, containers, wires
 from shim.bench.bare_vm import BareSpec
 from shim.bench.figures import KATAPY, Figures
+from shim.bench.guest_shell import GuestShell
 from shim.bench.world import World
 from shim.config.hypervisors import Qemu
 from shim.config.model import Config
@@ -35,7 +38,6 @@ BARE = "qemu"
 _MIB = 1 << 20
 _BLOCK = 1 << 16
 _CLOCK = re.compile(r"^clock ([0-9.]+) ([0-9.]+) ([0-9.]+)$", re.MULTILINE)
-_RUN_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +46,35 @@ class Guest:
 
     Args:
         name: its column.
-        run: runs a line of shell in it and returns what it printed.
+        shell: in it.
+        vmm: process id of its VMM.
         directory: the shared directory on the host.
         share: the same in the guest.
         disk: its disk.
         peer: the host's address in its network.
+        kind: how its directory is shared.
     """
 
     name: str
-    run: Callable[[str], str]
+    shell: GuestShell
+    vmm: int
     directory: Path
     share: str
     disk: str
     peer: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement of one line."""
+
+    key: str
+    title: str
+    seconds: float
+
+
+Step = Callable[[Guest, int], Sample]
 
 
 def measure(
@@ -84,20 +102,38 @@ def measure(
         folder = world.folder / "vm"
         folder.mkdir()
         say("a pod and a bare VM")
-        pod = stack.enter_context(_pod(world, shares[0], disks[0], links))
+        pod = stack.enter_context(_pod(world, shares[0], disks[0], links, spec.shared_fs))
         vm = stack.enter_context(bare_vm.running_bare_vm(spec, folder, world.deadline))
         listener = stack.enter_context(links.listen())
         guests = [
             pod,
-            Guest(BARE, vm.run, shares[1], bare_vm.SHARE, bare_vm.DISK, wires.BARE_PEER),
+            Guest(
+                BARE,
+                vm.shell,
+                vm.pid,
+                shares[1],
+                bare_vm.SHARE,
+                bare_vm.DISK,
+                wires.BARE_PEER,
+                spec.shared_fs,
+            ),
         ]
+        steps: tuple[Step, ...] = (
+            *(_share_read, _share_write, _block_read, _block_write),
+            *(partial(_net_out, listener), partial(_net_in, listener)),
+        )
         for number in range(1, runs + 1):
-            say(f"shares, disks, network, run {number} of {runs}")
-            # Who is second finds the host's caches warmer: take turns in that as well.
-            for guest in guests if number % 2 else guests[::-1]:
-                _share(guest, spec.shared_fs, mib, figures)
-                _block(guest, mib, figures)
-                _network(guest, listener, mib, figures)
+            say(f"shared directory, disk, network, run {number} of {runs}")
+            for step in steps:
+                # Who is second finds the host's caches warmer: take turns in that as well.
+                for guest in guests if number % 2 else guests[::-1]:
+                    before = cpu_seconds(guest.vmm)
+                    line = step(guest, mib)
+                    cost = (cpu_seconds(guest.vmm) - before) * 1e3 / mib
+                    rate = mib * _MIB / line.seconds / 1e6
+                    figures.add(line.key, line.title, "MB/s", guest.name, rate)
+                    title = "  CPU time of the VMM"
+                    figures.add(f"{line.key}_cpu", title, "ms/MiB", guest.name, cost)
 
 
 def bare_spec(world: World, config: Config, share: Path, disk: str, links: wires.Wires) -> BareSpec:
@@ -181,53 +217,71 @@ def seconds_of(said: str, mib: int) -> float:
     return max(end - started - (started - begin), 1e-6)
 
 
-def _share(guest: Guest, kind: str, mib: int, figures: Figures) -> None:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used so far, all of its threads.
+
+    Source: clock_getcpuclockid(3); the number is the kernel's ABI.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _share_read(guest: Guest, mib: int) -> Sample:
     name = secrets.token_hex(4)  # the guest must not know the file
     path = guest.directory / name
+    _fill(path, mib)
+    said = guest.shell.run(dd_command(f"{guest.share}/{name}", "/dev/null", mib))
+    path.unlink()
+    return Sample("share_read", f"shared directory ({guest.kind}), read", seconds_of(said, mib))
+
+
+def _share_write(guest: Guest, mib: int) -> Sample:
+    name = secrets.token_hex(4)
+    path = guest.directory / name
+    said = guest.shell.run(dd_command("/dev/zero", f"{guest.share}/{name}", mib))
+    if (there := path.stat().st_size) != mib * _MIB:
+        raise Internal(f"{there} bytes of {mib} MiB had reached the host when dd ended")
+    path.unlink()
+    return Sample("share_write", f"shared directory ({guest.kind}), write", seconds_of(said, mib))
+
+
+def _block_read(guest: Guest, mib: int) -> Sample:
+    said = guest.shell.run(dd_command(guest.disk, "/dev/null", mib, "iflag=direct"))
+    return Sample("block_read", "disk, read", seconds_of(said, mib))
+
+
+def _block_write(guest: Guest, mib: int) -> Sample:
+    said = guest.shell.run(dd_command("/dev/zero", guest.disk, mib, "oflag=direct"))
+    return Sample("block_write", "disk, write", seconds_of(said, mib))
+
+
+def _net_out(listener: socket.socket, guest: Guest, mib: int) -> Sample:
+    size = mib * _MIB
+    command = f"{_connect(guest)} if=/dev/zero count={size // _BLOCK} 2> /dev/null"
+    seconds = wires.seconds_in(listener, size, lambda: guest.shell.run(command))
+    return Sample("net_out", "TCP, guest to host", seconds)
+
+
+def _net_in(listener: socket.socket, guest: Guest, mib: int) -> Sample:
+    command = f"{_connect(guest)} of=/dev/null 2> /dev/null"
+    seconds = wires.seconds_out(listener, mib * _MIB, lambda: guest.shell.run(command))
+    return Sample("net_in", "TCP, host to guest", seconds)
+
+
+def _connect(guest: Guest) -> str:
+    """dd, with a connection for what it is not given."""
+    return f"nc {guest.peer} {wires.PORT} -e dd bs={_BLOCK}"
+
+
+def _fill(path: Path, mib: int) -> None:
     with open(path, "wb") as file:
         for _ in range(mib):
             file.write(os.urandom(_MIB))
-    said = guest.run(dd_command(f"{guest.share}/{name}", "/dev/null", mib))
-    _add(figures, "share_read", f"shared directory ({kind}), read", guest, mib, said)
-    path.unlink()
-    name = secrets.token_hex(4)
-    path = guest.directory / name
-    said = guest.run(dd_command("/dev/zero", f"{guest.share}/{name}", mib))
-    if (there := path.stat().st_size) != mib * _MIB:
-        raise Internal(f"{there} of {mib} MiB written had reached the host when dd ended")
-    _add(figures, "share_write", f"shared directory ({kind}), write", guest, mib, said)
-    path.unlink()
-
-
-def _block(guest: Guest, mib: int, figures: Figures) -> None:
-    said = guest.run(dd_command(guest.disk, "/dev/null", mib, "iflag=direct"))
-    _add(figures, "block_read", "disk, read", guest, mib, said)
-    said = guest.run(dd_command("/dev/zero", guest.disk, mib, "oflag=direct"))
-    _add(figures, "block_write", "disk, write", guest, mib, said)
-
-
-def _network(guest: Guest, listener: socket.socket, mib: int, figures: Figures) -> None:
-    size = mib * _MIB
-    connect = f"nc {guest.peer} {wires.PORT} -e dd bs={_BLOCK}"
-    command = f"{connect} if=/dev/zero count={size // _BLOCK} 2> /dev/null"
-    seconds = wires.seconds_in(listener, size, lambda: guest.run(command))
-    figures.add("net_out", "TCP, guest to host", "MB/s", guest.name, size / seconds / 1e6)
-    command = f"{connect} of=/dev/null 2> /dev/null"
-    seconds = wires.seconds_out(listener, size, lambda: guest.run(command))
-    figures.add("net_in", "TCP, host to guest", "MB/s", guest.name, size / seconds / 1e6)
-
-
-def _add(figures: Figures, key: str, title: str, guest: Guest, mib: int, said: str) -> None:
-    rate = mib * _MIB / seconds_of(said, mib) / 1e6
-    figures.add(key, title, "MB/s", guest.name, rate)
 
 
 @contextmanager
 def _disk(image: Path, mib: int) -> Iterator[str]:
     """A block device of so many MiB that are in the host's memory; its path."""
-    with open(image, "wb") as file:
-        for _ in range(mib):
-            file.write(os.urandom(_MIB))
+    _fill(image, mib)
     try:
         fd, path = attach_loop(str(image), read_only=False)
     except OSError as error:
@@ -239,17 +293,15 @@ def _disk(image: Path, mib: int) -> Iterator[str]:
 
 
 @contextmanager
-def _pod(world: World, share: Path, disk: str, links: wires.Wires) -> Iterator[Guest]:
+def _pod(world: World, share: Path, disk: str, links: wires.Wires, kind: str) -> Iterator[Guest]:
     options = (
         "--with-ns", f"network:{links.pod_path}",
         "--mount", f"type=bind,src={share},dst={bare_vm.SHARE},options=rbind:rw",
         "--device", disk,
     )  # fmt: skip
-    with containers.started(world, KATAPY, *options) as container:
-
-        def run(line: str) -> str:
-            exec_id = ("--exec-id", world.new_id(KATAPY))
-            words = ("tasks", "exec", *exec_id, container, "sh", "-c", line)
-            return world.ctr(*words, timeout=_RUN_TIMEOUT)
-
-        yield Guest(KATAPY, run, share, bare_vm.SHARE, disk, wires.POD_PEER)
+    with (
+        containers.started(world, KATAPY, *options) as container,
+        containers.shell(world, KATAPY, container) as shell,
+    ):
+        vmm = containers.vmm_pid(world, container)
+        yield Guest(KATAPY, shell, vmm, share, bare_vm.SHARE, disk, wires.POD_PEER, kind)
