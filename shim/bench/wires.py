@@ -8,14 +8,14 @@ the tap and the veth pair. Made with ip(8), as an administrator would.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from shim.bench.deadline import run
-from shim.errors import KatapyError
+from shim.errors import Internal, KatapyError
 from shim.net.netlink import in_netns
 
 POD_ADDRESS, POD_PEER = "192.0.2.2/24", "192.0.2.1"
@@ -26,6 +26,8 @@ PORT = 7000
 
 _TIMEOUT = 30.0
 _BLOCK = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,52 +99,66 @@ def _ip(*words: str) -> None:
     run(["ip", *words], timeout=_TIMEOUT)
 
 
-def seconds_in(listener: socket.socket, size: int, client: Callable[[], object]) -> float:
-    """Time what a client sends, from its first byte to its last.
+@contextmanager
+def _connection(listener: socket.socket, client: Callable[[], object]) -> Iterator[socket.socket]:
+    """What a client connects, which runs in a thread and must have ended at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(_TIMEOUT)
+            yield peer
+        running.result()
+
+
+def receive(
+    listener: socket.socket,
+    client: Callable[[], object],
+    lead: int,
+    size: int,
+    stamp: Callable[[], T],
+) -> tuple[T, T]:
+    """Receive ``lead`` + ``size`` bytes; returns stamps of the beginning and end of the latter.
 
     Args:
-        listener: where it connects.
-        size: how many bytes it sends.
+        listener: where the client connects.
         client: makes it connect and send; called in a thread.
+        lead: bytes that don't count.
+        size: bytes that do.
+        stamp: called at either end.
 
     Raises:
-        ConnectionError: it sent fewer.
+        Internal: fewer bytes came.
+        OSError: nothing connects, or nothing comes.
     """
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client)
-        peer, _ = listener.accept()
-        with peer:
-            peer.settimeout(_TIMEOUT)
-            count = len(peer.recv(_BLOCK))
-            begin = time.perf_counter()
-            while data := peer.recv(_BLOCK):
-                count += len(data)
-            elapsed = time.perf_counter() - begin
-        running.result()
-    if count != size:
-        raise ConnectionError(f"{count} of {size} bytes came in")
-    return elapsed
+    with _connection(listener, client) as peer:
+        buffer = bytearray(_BLOCK)
+        for count in (lead, size):
+            begin = stamp()
+            while count:
+                if not (got := peer.recv_into(buffer, min(count, _BLOCK))):
+                    raise Internal(f"a connection ended {count} bytes too early")
+                count -= got
+        return begin, stamp()
 
 
-def seconds_out(listener: socket.socket, size: int, client: Callable[[], object]) -> float:
-    """Time what a client takes, until it has closed the connection after the last byte.
+def send(
+    listener: socket.socket,
+    client: Callable[[], object],
+    lead: int,
+    size: int,
+    stamp: Callable[[], T],
+) -> tuple[T, T]:
+    """Send ``lead`` + ``size`` bytes; otherwise like :func:`receive`.
 
-    Args:
-        listener: where it connects.
-        size: how many bytes it is sent.
-        client: makes it connect and receive until the end; called in a thread.
+    The end is when the client has closed the connection, which it does after the last byte.
     """
     block = memoryview(bytes(_BLOCK))
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client)
-        peer, _ = listener.accept()
-        with peer:
-            peer.settimeout(_TIMEOUT)
-            begin = time.perf_counter()
-            for offset in range(0, size, _BLOCK):
-                peer.sendall(block[: size - offset])
-            peer.shutdown(socket.SHUT_WR)
-            peer.recv(1)
-            elapsed = time.perf_counter() - begin
-        running.result()
-    return elapsed
+    with _connection(listener, client) as peer:
+        for count in (lead, size):
+            begin = stamp()
+            for offset in range(0, count, _BLOCK):
+                peer.sendall(block[: count - offset])
+        peer.shutdown(socket.SHUT_WR)
+        peer.recv(1)
+        return begin, stamp()
