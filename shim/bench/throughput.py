@@ -43,7 +43,7 @@ def measure(
 
     Raises:
         FailedPrecondition: the configured VM has no such devices.
-        KatapyError, OSError: something of it failed.
+        KatapyError: something of it failed.
     """
     with ExitStack() as stack:
         links = stack.enter_context(wires.wired(world.namespace))

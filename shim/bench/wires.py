@@ -101,13 +101,21 @@ def _ip(*words: str) -> None:
 
 @contextmanager
 def _connection(listener: socket.socket, client: Callable[[], object]) -> Iterator[socket.socket]:
-    """What a client connects, which runs in a thread and must have ended at the end."""
+    """What a client connects, which runs in a thread and must have ended at the end.
+
+    Raises:
+        Internal: nothing connects, or it breaks; what the client raises comes first.
+    """
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client)
-        peer, _ = listener.accept()
-        with peer:
-            peer.settimeout(_TIMEOUT)
-            yield peer
+        try:
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(_TIMEOUT)
+                yield peer
+        except OSError as error:
+            running.result()
+            raise Internal(f"TCP between guest and host: {error}") from error
         running.result()
 
 
@@ -128,8 +136,7 @@ def receive(
         stamp: called at either end.
 
     Raises:
-        Internal: fewer bytes came.
-        OSError: nothing connects, or nothing comes.
+        Internal: nothing connects, or fewer bytes come.
     """
     with _connection(listener, client) as peer:
         buffer = bytearray(_BLOCK)
