@@ -199,7 +199,7 @@ class Session:
         for task in self._calls:
             task.cancel()
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """Take in bytes from the peer and start the calls they complete."""
         for stream_id, kind, flags, payload in self._decoder.feed(data):
             if payload is None:

@@ -84,9 +84,7 @@ class PipeSink:
         self._name = name
         self._writer: int | None = writer
         self._guard = guard
-        # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        _enlarge(writer)
 
     @classmethod
     def open_fifo(cls, path: str) -> PipeSink:
@@ -195,6 +193,7 @@ class FifoSource:
         except BaseException:
             os.close(self._reader)
             raise
+        _enlarge(self._reader)
 
     async def read(self) -> bytes:
         """Return the next bytes, or nothing at the end."""
@@ -223,6 +222,12 @@ class FifoSource:
         if reader is not None:
             trio.lowlevel.notify_closing(reader)
             os.close(reader)
+
+
+def _enlarge(fd: int) -> None:
+    # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
