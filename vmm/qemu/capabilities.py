@@ -54,7 +54,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         fs_share=fs_share,
         fs_hot=fs_share and hot and spec.needs_shared_memory,
         ninep=_has(features, "9p", transport),
-        block_hot="add_remove" if hot or spec.scsi else "none",
+        block_hot="add_remove" if hot or spec.scsi or machine.scsi else "none",
         block_resize=True,
         block_serial=True,
         net_hot=hot,
@@ -105,7 +105,6 @@ def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, s
         why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
     elif machine.places == "none":
         why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), _NO_DEVICE_TREE)
-        why_not["block_hot"] = "virtio-scsi (block_device_driver)"
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
     if machine.transport == "ccw":

@@ -27,6 +27,7 @@ class Machine:
         bus: the root bus of PCI.
         first_slot: the first slot of it that is free at boot.
         places: where devices that come later go.
+        scsi: it has a SCSI controller in any case, for the disks that come later.
         grows: CPUs and memory can be added.
         nvdimm: it has slots for persistent memory modules.
         iommu: it can have Intel's IOMMU.
@@ -38,6 +39,7 @@ class Machine:
     bus: str = "pcie.0"
     first_slot: int = 1
     places: Places = "root ports"
+    scsi: bool = False
     grows: bool = False
     nvdimm: bool = False
     iommu: bool = False
@@ -67,11 +69,13 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
         ("aarch64", "virt"): Machine("virt,gic-version=max"),
         ("riscv64", "virt"): Machine("virt"),
         # A device that comes later must be put into the guest's device tree by a program
-        # of the guest (drmgr). The full firmware takes ten seconds to look for disks.
+        # of the guest (drmgr), but a disk of a controller needs no such thing. The full
+        # firmware takes ten seconds to look for disks.
         ("ppc64le", "pseries"): Machine(
             f"pseries,x-vof=on,{_NO_MITIGATIONS}",
             bus="pci.0",
             places="none",
+            scsi=True,
             arguments=("-bios", "vof.bin"),
         ),
         ("s390x", "s390-ccw-virtio"): Machine(
