@@ -132,6 +132,7 @@ def test_foreign_container(ctr: Ctr, foreign: Foreign) -> None:
         assert terminal.wait(timeout=30) == 0
 
 
+@pytest.mark.foreign
 def test_what_comes_to_a_running_foreign_vm(
     ctr: Ctr, foreign: Foreign, series: str, token: str
 ) -> None:
@@ -149,8 +150,8 @@ def test_what_comes_to_a_running_foreign_vm(
 def _meet_the_world(
     ctr: Ctr, foreign: Foreign, on_disk: tuple[str, str], pod: Netns, world: Netns
 ) -> None:
-    # On pseries a card must be there at boot.
-    late = foreign.arch.name != "ppc64le"
+    # On these a card must be there at boot.
+    late = foreign.arch.name not in ("ppc64le", "riscv64")
     if not late:
         join_by_veth(pod, world)
     name = foreign.run(ctr, *on_disk, "--with-ns", f"network:{pod.path}")

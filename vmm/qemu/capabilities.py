@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # QEMU can't migrate a shared file system, whose state is the host's.
 UNSAVED = (FsDevice, NinePDevice)
 NOT_SAVED = "a VM without shared directories"
-_NO_DEVICE_TREE = "another machine: on pseries the guest needs drmgr for what comes later"
 _OTHER_ORDER = "a virtiofsd that speaks the guest's byte order; 9p does"
 _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
@@ -102,9 +101,9 @@ def _has(features: QemuFeatures, kind: str, transport: Transport, family: str = 
 def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, str]:
     why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
     if machine.transport == "mmio":
-        why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
+        why_not |= dict.fromkeys(_NEED_PCI, machine.missing)
     elif machine.places == "none":
-        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), _NO_DEVICE_TREE)
+        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), machine.missing)
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
     if machine.transport == "ccw":

@@ -27,6 +27,7 @@ class Machine:
         bus: the root bus of PCI.
         first_slot: the first slot of it that is free at boot.
         places: where devices that come later go.
+        missing: what would allow such devices, where there is no place for them.
         scsi: it has a SCSI controller in any case, for the disks that come later.
         grows: CPUs and memory can be added.
         nvdimm: it has slots for persistent memory modules.
@@ -39,6 +40,7 @@ class Machine:
     bus: str = "pcie.0"
     first_slot: int = 1
     places: Places = "root ports"
+    missing: str = ""
     scsi: bool = False
     grows: bool = False
     nvdimm: bool = False
@@ -64,17 +66,23 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
             "microvm,x-option-roms=off,rtc=on,isa-serial=on",
             transport="mmio",
             places="none",
+            missing="machine type q35",
             arguments=("-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"),
         ),
         ("aarch64", "virt"): Machine("virt,gic-version=max"),
-        ("riscv64", "virt"): Machine("virt"),
+        ("riscv64", "virt"): Machine(
+            "virt",
+            places="none",
+            missing="a guest kernel with PCI hot-plug, which Debian's is built without",
+            scsi=True,
+        ),
         # A device that comes later must be put into the guest's device tree by a program
-        # of the guest (drmgr), but a disk of a controller needs no such thing. The full
-        # firmware takes ten seconds to look for disks.
+        # of the guest (drmgr). The full firmware takes ten seconds to look for disks.
         ("ppc64le", "pseries"): Machine(
             f"pseries,x-vof=on,{_NO_MITIGATIONS}",
             bus="pci.0",
             places="none",
+            missing="a guest that has drmgr, on pseries",
             scsi=True,
             arguments=("-bios", "vof.bin"),
         ),
