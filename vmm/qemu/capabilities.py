@@ -112,7 +112,10 @@ def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, s
         why_not |= dict.fromkeys(("fs_share", "fs_hot"), _OTHER_ORDER)
     if not hot_memory:
         why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
-    if spec.vcpu_limit == spec.vcpus:
+    if not machine.grows:
+        grow = ("mem_up", "mem_down", "vcpu_up", "vcpu_down")
+        why_not |= dict.fromkeys(grow, f"another machine than {spec.machine}")
+    elif spec.vcpu_limit == spec.vcpus:
         why_not |= dict.fromkeys(("vcpu_up", "vcpu_down"), "max_vcpus over vcpus")
     else:
         why_not["vcpu_down"] = "KVM, or QEMU 10 or later"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from vmm.arch import architecture
+from vmm.arch import Architecture, architecture
 from vmm.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -94,15 +94,17 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
 
 
 def machine_of(spec: VmSpec) -> Machine:
-    """Return what is particular about a VM's machine type.
+    """Return what is particular about a VM's machine type; see :func:`find_machine`."""
+    return find_machine(architecture(spec.arch), spec.machine)
+
+
+def find_machine(arch: Architecture, name: str) -> Machine:
+    """Return what is particular about a machine type.
 
     Raises:
-        InvalidConfig: its architecture has no such machine type.
+        InvalidConfig: the architecture has no such machine type.
     """
-    arch = architecture(spec.arch)
-    machine = _MACHINES.get((arch.name, spec.machine))
+    machine = _MACHINES.get((arch.name, name))
     if machine is None:
-        raise InvalidConfig(
-            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
-        )
+        raise InvalidConfig(f"machine {name}: known for {arch.name} are {', '.join(arch.machines)}")
     return machine
