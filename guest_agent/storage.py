@@ -16,6 +16,7 @@ from shim.ttrpc.status import TtrpcError
 
 from . import block, libc
 from .log import log
+from .loop import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,10 +129,11 @@ def mount(source: str, target: str, fstype: str, options: Sequence[str]) -> None
 class Storages:
     """The mount points in use, with their number of users."""
 
-    __slots__ = ("_loop", "_mounted", "_users")
+    __slots__ = ("_adding", "_loop", "_mounted", "_users")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._adding = Lock(loop)  # two containers may come with the same mount point at once
         self._users: dict[str, int] = {}
         self._mounted: set[str] = set()
 
@@ -151,7 +153,8 @@ class Storages:
         added: list[str] = []
         try:
             for storage in storages:
-                added.append(await self._add(storage, container_dir))  # noqa: PERF401
+                async with self._adding:
+                    added.append(await self._add(storage, container_dir))
         except BaseException:
             self.release(added)
             raise
