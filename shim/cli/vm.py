@@ -14,13 +14,14 @@ from shim.cli.guest import may_have_9p
 from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.pod.vm_plan import choose_channel, choose_shared_fs
-from vmm.arch import architecture
+from vmm.arch import architecture, host_architecture
 from vmm.errors import InvalidConfig
 from vmm.virtiofsd import PLACES, find_binary
 
 if TYPE_CHECKING:
     from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
+    from vmm.qemu.machines import Machine
     from vmm.qemu.probe import QemuFeatures
 
 VSOCK_DAEMON = "vhost-device-vsock"
@@ -46,7 +47,11 @@ def accelerator(config: Config) -> Iterable[Finding]:
     elif wanted == "tcg":
         yield Finding(name, Level.OK, "emulation, as configured")
     else:
-        advice = "turn virtualization on in the firmware (or in the outer VM) and load kvm"
+        arch = architecture(config.katapy.guest_arch)
+        if arch.name == host_architecture():
+            advice = "turn virtualization on in the firmware (or in the outer VM) and load kvm"
+        else:
+            advice = f"pods of {arch.name} are faster on a host of {arch.name}"
         text = f"emulation, many times slower than KVM: {chosen.why_not_kvm}"
         yield Finding(name, Level.WARN, text, advice)
 
@@ -90,28 +95,28 @@ def _qemu(vm: Qemu, guest_arch: str) -> Iterable[Finding]:
     package = f" ({features.package})" if features.package else ""
     yield Finding("QEMU", Level.OK, f"{binary} {features.version_text}{package}")
     try:
-        transport = find_machine(arch, machine).transport
+        found = find_machine(arch, machine)
     except InvalidConfig as error:
         yield Finding("QEMU", Level.FAIL, str(error), "correct machine_type in [hypervisor.qemu]")
         return
-    bus = "ccw" if transport == "ccw" else "pci"  # what is there on PCI is there on MMIO too
-    for missing, level in _missing(vm, machine, bus, features):
+    for missing, level in _missing(vm, machine, found, features):
         advice = "install a QEMU that is built with it, or change [hypervisor.qemu]"
         yield Finding("QEMU", level, f"{binary} has no {missing}", advice)
 
 
 def _missing(
-    vm: Qemu, machine: str, bus: str, features: QemuFeatures
+    vm: Qemu, name: str, machine: Machine, features: QemuFeatures
 ) -> Iterable[tuple[str, Level]]:
-    if machine not in features.machines:
-        yield f"machine type {machine}", Level.FAIL
+    bus = "ccw" if machine.transport == "ccw" else "pci"  # a QEMU has on MMIO what it has on PCI
+    if name not in features.machines:
+        yield f"machine type {name}", Level.FAIL
     if vm.seccompsandbox and not features.sandbox:
         yield "seccomp (seccompsandbox)", Level.FAIL
     if vm.shared_fs == "virtio-fs" and f"vhost-user-fs-{bus}" not in features.devices:
         yield f"vhost-user-fs-{bus} (shared_fs)", Level.FAIL
     if vm.shared_fs == "virtio-9p" and f"virtio-9p-{bus}" not in features.devices:
         yield f"virtio-9p-{bus} (shared_fs)", Level.FAIL
-    if vm.enable_virtio_mem and "virtio-mem-pci" not in features.devices:
+    if vm.enable_virtio_mem and machine.grows and "virtio-mem-pci" not in features.devices:
         yield "virtio-mem-pci (enable_virtio_mem)", Level.WARN
 
 
