@@ -42,7 +42,7 @@ Channel = Literal["serial", "vsock"]
 HOTPLUG_SLOTS = 30
 """Devices that can be plugged into a VM of QEMU's at a time: a bridge full."""
 FEW_SLOTS = 12
-"""The same for the other VMMs, where each costs something."""
+"""The same for the other VMMs and for root ports, where each costs something."""
 
 # Files of the image that are not compressed are then read in place, without a copy. An
 # NVDIMM would need a header that says where its page structures are.
@@ -155,7 +155,7 @@ def plan_vm(
         netns=netns,
         accel=cast(Literal["auto", "kvm", "tcg"], config.katapy.accelerator),
         sandbox_seccomp=bool(vm.seccompsandbox) if isinstance(vm, Qemu) else not vm.disable_seccomp,
-        hotplug_slots=HOTPLUG_SLOTS if isinstance(vm, Qemu) else FEW_SLOTS,
+        hotplug_slots=HOTPLUG_SLOTS if isinstance(vm, Qemu) and machine != "virt" else FEW_SLOTS,
         root_ports=_root_ports(vm) if isinstance(vm, Qemu) else 0,
         hugepages=vm.enable_hugepages,
     )
