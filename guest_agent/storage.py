@@ -70,7 +70,7 @@ _PROPAGATION = {
 }
 _CREATE_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory="
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
-_DRIVERS_WITH_DEVICE = frozenset({"blk", "mmioblk", "scsi", "nvdimm"})
+_DRIVERS_WITH_DEVICE = frozenset({"blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"})
 DRIVERS = (
     *sorted(_DRIVERS_WITH_DEVICE),
     "9p",
@@ -81,7 +81,7 @@ DRIVERS = (
     "virtio-fs",
 )
 # What one container mounts below a volume with rshared, others of the pod see with rslave.
-_PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "mmioblk", "scsi"})
+_PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "blk-ccw", "mmioblk", "scsi"})
 _DRIVER_SECONDS = 10.0  # emulated, on a busy host; the mount itself tells what is missing then
 _DRIVER_POLL_SECONDS = 0.02
 _ALWAYS, _ON_ROOT_MISMATCH = 0, 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
+from protos.containerd import sandbox_pb2, streaming_pb2, task_v2_pb2, task_v3_pb2
 from protos.katapy import shim_pb2
 from shim import translate
 from shim.backends import load_backends
@@ -24,11 +24,12 @@ from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG, open_fifo
 from shim.pod.declarable_sandbox import DeclarableSandbox
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.sandbox import Sandbox
-from shim.pod.volumes import DirectVolumes
 from shim.publisher import Publisher
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
+from shim.stdio.streaming import Streams
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
@@ -85,6 +86,7 @@ async def _serve(context: ShimContext) -> None:
     for warning in config.warnings:
         log.warning(warning)
     direct = DirectVolumes(context.group_id, context.socket_path)
+    streams = Streams()
     sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
@@ -98,6 +100,7 @@ async def _serve(context: ShimContext) -> None:
         log=log,
         refusal=refusal,
         direct=direct,
+        streams=streams,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
     )
 
@@ -108,6 +111,7 @@ async def _serve(context: ShimContext) -> None:
         *_services(TaskService(sandbox, shutdown)),
         _sandbox_service(SandboxService(sandbox, shutdown)),
         _volume_service(VolumeService(direct)),
+        _streaming_service(streams),
     ]
     server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
@@ -118,6 +122,7 @@ async def _serve(context: ShimContext) -> None:
         await nursery.start(sandbox.run)
         nursery.start_soon(server.serve, listener)
         await ending.wait()
+        streams.close()
         await server.drain(DRAIN_TIMEOUT_S)
         await sandbox.stop()
         await publisher.drain(DRAIN_TIMEOUT_S)
@@ -185,6 +190,11 @@ def _services(task: TaskService) -> list[Service]:
 def _volume_service(volumes: VolumeService) -> Service:
     descriptor = shim_pb2.DESCRIPTOR.services_by_name["Volumes"]
     return build_service(descriptor, {"Stats": volumes.stats, "Resize": volumes.resize})
+
+
+def _streaming_service(streams: Streams) -> Service:
+    descriptor = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
+    return build_service(descriptor, {"Stream": streams.serve})
 
 
 async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:

@@ -42,6 +42,7 @@ from shim.pod.annotations import annotated
 from shim.pod.builder import Backends, PodBuilder
 from shim.pod.container import Container
 from shim.pod.creation import Place, create_in_guest, make_place
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
@@ -49,10 +50,11 @@ from shim.pod.ready import Ready
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
-from shim.pod.volumes import DirectVolumes, VolumeMeans
+from shim.pod.volumes import VolumeMeans
 from shim.requests import CreateContainer, ExecProcess
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
+from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
 # A guest that tells of kills without end must not crowd out the events that count.
@@ -73,6 +75,7 @@ class Sandbox:
         log: the shim's log.
         stages: the pod's start.
         direct: the direct-assigned volumes that the pod uses.
+        streams: the streams that clients open for stdio.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -89,6 +92,7 @@ class Sandbox:
         log: Log,
         stages: Stages,
         direct: DirectVolumes,
+        streams: Streams,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -97,6 +101,7 @@ class Sandbox:
         self._given_config = self._config = config
         self._ledger = ledger
         self._direct = direct
+        self._streams = streams
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -314,6 +319,7 @@ class Sandbox:
             container_id=container_id,
             namespace=self._namespace,
             record=partial(self._record_logger, container_id),
+            streams=self._streams,
         )
 
     def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:

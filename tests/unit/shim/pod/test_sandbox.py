@@ -24,6 +24,7 @@ from shim.publisher import Publisher
 from shim.requests import CreateContainer, StdioPaths
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio
+from shim.stdio.streaming import Streams
 
 UNDO_SECONDS = 5.0
 LOG = Log(-1, INFO, {})
@@ -43,6 +44,7 @@ class Case:
             log=LOG,
             stages=Stages({}),
             direct=cast(Any, None),
+            streams=Streams(),
         )
 
     def ended_container(self) -> Container:
