@@ -332,7 +332,10 @@ class QemuHypervisor(VmProcess):
         """See :meth:`vmm.hypervisor.Hypervisor.vcpu_threads`."""
         self._need(*LIVE)
         cpus = await self._or_gone(self._qmp.execute, "query-cpus-fast")
-        return {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in cpus}
+        told = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in cpus}
+        # Whoever asks moves and pins them, so a QEMU taken over by its guest names no others.
+        own = self._own_threads()
+        return {index: thread for index, thread in told.items() if thread in own}
 
     # -- ending -----------------------------------------------------------------------
 
