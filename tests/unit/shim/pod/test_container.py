@@ -144,6 +144,14 @@ async def test_an_exec_is_not_deleted_while_it_is_being_started(
     assert running.container.process("e").state is ProcessState.RUNNING
 
 
+async def test_a_terminals_size_may_come_before_its_exec_is_started(running: Case) -> None:
+    request = an_exec()
+    running.container.add_exec(request)
+    await running.container.resize("e", 132, 43)
+    assert running.pod.slow.done == []  # the guest knows no such process yet
+    assert request.process["consoleSize"] == {"height": 43, "width": 132}
+
+
 async def test_pause_and_resume_that_nobody_waits_for(running: Case) -> None:
     running.container.add_exec(an_exec())
     await running.container.start("e")
