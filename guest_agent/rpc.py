@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from .loop import Loop, Nursery, Task
 
     Handler = Callable[[Any], Awaitable[Mapping[str, Any] | None]]
-    StreamHandler = Callable[[Any], Awaitable[None]]
     Payload = bytes | memoryview | Spliced
     Write = Callable[["Session", list[Payload]], Awaitable[None]]
 

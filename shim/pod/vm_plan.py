@@ -61,7 +61,7 @@ class VmPlan:
     Args:
         spec: the VM.
         shared_fs: how the share reaches the guest.
-        share_dir: the share on the host.
+        share_dir: the share on the host, as the guest sees it.
         virtiofsd_socket: where virtiofsd is to listen, for ``virtio-fs``.
         msize: largest 9p message in bytes.
         cold_ports: PCI devices of the host are on root ports of their own at boot.
