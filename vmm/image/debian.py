@@ -22,8 +22,13 @@ from vmm.kernel import KernelError, extract_vmlinux
 _REAL_PACKAGE = r"linux-image-\d.*"
 
 # cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG. Which device
-# the root is on, the VMM says.
-KERNEL_ARGS = "rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
+# the root is on, the VMM says. The files of tracefs, which neither the tuned kernel nor Kata's
+# has, take 9 MiB of 47 and 0.1 s, whether they are looked at or not.
+_NO_TRACEFS = "tracer_init_tracefs,init_kprobe_trace,init_uprobe_trace,init_dynamic_event"
+KERNEL_ARGS = (
+    "rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
+    f" initcall_blacklist={_NO_TRACEFS}"
+)
 
 # Loaded by the initramfs, by the condition it reads in its list.
 _BOOT = {
