@@ -22,9 +22,10 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
-from shim.log import DEBUG
+from shim.log import DEBUG, open_fifo
 from shim.pod.declarable_sandbox import DeclarableSandbox
 from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.sandbox import Sandbox
 from shim.publisher import Publisher
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
@@ -104,9 +105,7 @@ async def _serve(context: ShimContext) -> None:
     )
 
     async def shutdown() -> None:
-        await sandbox.stop()
-        await publisher.drain(DRAIN_TIMEOUT_S)
-        ending.set()
+        await shut_down(sandbox, publisher, ending)
 
     services = [
         *_services(TaskService(sandbox, shutdown)),
@@ -119,7 +118,7 @@ async def _serve(context: ShimContext) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
-        nursery.start_soon(_handle_signals, ending, log.info)
+        nursery.start_soon(_handle_signals, ending, context.log_fifo)
         await nursery.start(sandbox.run)
         nursery.start_soon(server.serve, listener)
         await ending.wait()
@@ -130,6 +129,15 @@ async def _serve(context: ShimContext) -> None:
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+async def shut_down(sandbox: Sandbox, publisher: Publisher, ending: trio.Event) -> None:
+    """End the pod and then the shim, whether or not the client waits for the end."""
+    try:
+        await sandbox.stop()
+        await publisher.drain(DRAIN_TIMEOUT_S)
+    finally:
+        ending.set()
 
 
 def _sandbox_service(sandbox: SandboxService) -> Service:
@@ -189,11 +197,12 @@ def _streaming_service(streams: Streams) -> Service:
     return build_service(descriptor, {"Stream": streams.serve})
 
 
-async def _handle_signals(ending: trio.Event, say: object) -> None:
-    """End on SIGTERM and SIGINT; dump every thread's stack on SIGUSR1."""
-    path = os.environ.get("KATAPY_STACKS", "/dev/null")
-    with open(path, "a", encoding="utf-8") as stacks:  # noqa: ASYNC230 - once, at start
-        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                ending.set()
+async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:
+    """End on SIGTERM and SIGINT; write every thread's stack into the log on SIGUSR1."""
+    stacks = open_fifo(log_fifo)
+    if stacks < 0:
+        stacks = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            ending.set()

@@ -45,6 +45,7 @@ from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
+from shim.pod.ready import Ready
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
@@ -247,8 +248,11 @@ class Sandbox:
         )
         hooks = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
-        container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
+        if container.init.exit is not None:
+            raise Unavailable(f"container {container.id} ended while it was created")
+        # Not before: the end of a container that nobody was told of is no event.
+        container.init.lifecycle.move(ProcessState.CREATED)
         if self._stages.reached("created"):
             self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
@@ -280,8 +284,13 @@ class Sandbox:
         container = self.container(container_id)
         if container.deleting:
             raise NotFound(f"container {container_id!r} is being deleted")
-        await container.delete()
-        self._containers.pop(container_id, None)
+        # Carried to its end, in bounded time: nobody could ask again for the rest of it.
+        with trio.CancelScope(shield=True):
+            try:
+                await container.delete()
+            finally:
+                if container.deleting:
+                    self._containers.pop(container_id, None)
         return container.init
 
     async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
@@ -332,12 +341,11 @@ class Sandbox:
         lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
+            ready = Ready(task_status)
             try:
-                await process.supervise(
-                    agent, stdio, before_exit, lost_status, task_status=task_status
-                )
+                await process.supervise(agent, stdio, before_exit, lost_status, task_status=ready)
             except Exception as err:
-                if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
+                if not ready.said:
                     raise
                 self._log.error(f"{process.event_id} is no longer looked after: {err!r}")
                 process.lost()
@@ -398,22 +406,15 @@ class Sandbox:
         await self._nursery.start(self._run_vm, vm)
 
     async def _run_vm(self, vm: PodVm, *, task_status: trio.TaskStatus[None]) -> None:
-        ready = False
-
-        class Ready(trio.TaskStatus[None]):
-            def started(self, value: None = None) -> None:
-                nonlocal ready
-                ready = True
-                task_status.started()
-
+        ready = Ready(task_status)
         try:
-            await vm.run(task_status=Ready())
+            await vm.run(task_status=ready)
         except Exception as err:
-            if not ready:
+            if not ready.said:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
         finally:
-            if ready:
+            if ready.said:
                 self.life.ended()
 
     async def _stop_vm(self) -> None:

@@ -22,6 +22,7 @@ from shim.config.model import Config
 from shim.log import Log
 from shim.oci.mounts import HostMount
 from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.ready import Ready
 from shim.pod.vm import PodVm
 from shim.sockets import sha256_hex
 from shim.storage import direct_volume
@@ -318,22 +319,14 @@ class PodVolumes:
         """Run a task of the volume's; its failure is the caller's until it is ready."""
         scope = trio.CancelScope()
         ended = trio.Event()
-        ready = False
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
-            nonlocal ready
-
-            class Ready(trio.TaskStatus[None]):
-                def started(self, value: None = None) -> None:
-                    nonlocal ready
-                    ready = True
-                    task_status.started()
-
+            ready = Ready(task_status)
             try:
                 with scope:
-                    await work(task_status=Ready())
+                    await work(task_status=ready)
             except Exception as error:
-                if not ready:
+                if not ready.said:
                     raise
                 if not self._gone():
                     self._log.error(f"{what} has ended: {error!r}")

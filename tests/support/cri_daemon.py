@@ -122,7 +122,6 @@ def _handler(table: str, name: str, runtime: str, extra: str = "") -> str:
     return f"""\
 [{table}.{name}]
   runtime_type = "{runtime}"
-  privileged_without_host_devices = true
   pod_annotations = ["io.katapy.*"]
   container_annotations = ["io.katapy.*"]
   {extra}
