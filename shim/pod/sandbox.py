@@ -35,7 +35,7 @@ from shim.events import Publish, TaskCreate, TaskOOM
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.namespaces import joined_namespaces
-from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.pod import PodSettings, name_own_machine, pod_settings
 from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pod.annotations import annotated
@@ -240,12 +240,15 @@ class Sandbox:
         pid = await self._host_pid(place.vm, role, cleanup)
         if self._pod_files:
             add_pod_mounts(spec, self._pod_files)
+        in_pod = role is Role.MEMBER or self.declared is not None
+        if in_pod:
+            name_own_machine(spec, self._settings)
         joined = joined_namespaces(
             spec,
             pod_pid=place.vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
-            in_pod=role is Role.MEMBER or self.declared is not None,
+            in_pod=in_pod,
         )
         hooks = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)

@@ -7,6 +7,7 @@ that (an emptyDir in the guest) lives until the VM ends.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,6 +185,11 @@ class PodVolumes:
         if owners is not None:
             source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
         plan = plan_volume(source, self.settings())
+        if stat.S_ISFIFO(source.mode):
+            self._log.warning(
+                f"volume {source.path}: through a FIFO of the host the pod's processes reach "
+                "each other, not those of the host"
+            )
         if owners is not None and isinstance(plan, PushedVolume) and self._share is not None:
             plan = SharedVolume(source.path, source.covers)  # whose files can be mapped
         return await self._use(plan, mount, cleanup)

@@ -18,13 +18,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimplemented
+from shim.storage.layers import Directory, is_stack, resolve
 from shim.storage.mounts import Recorder, bind, mount, unmount
 from shim.storage.options import Mount, Owners
 from shim.storage.rootfs import SharedRootfs
@@ -99,6 +100,9 @@ class Share:
             if not plan.mounts:
                 note = await bind(plan.directory, root, _ForContainer(self._recorder, container_id))
                 made.made.append(_Made("mount", root, note))
+            if is_stack(plan.mounts):
+                await self._mount_stack(made, plan.mounts, root, container_id)
+                return
             for entry in plan.mounts:
                 target = root
                 if entry.target.strip("/"):
@@ -108,6 +112,23 @@ class Share:
 
         await self._building(contents, build)
         return f"{GUEST_SHARE}/{relative}"
+
+    async def _mount_stack(
+        self, made: _Contents, mounts: Sequence[Mount], root: str, container_id: str
+    ) -> None:
+        """Mount what the last of the mounts builds on beside the share, and that one in it."""
+        base = os.path.join(os.path.dirname(self.root), f"layers-{container_id}")
+        self._mkdir(made, base, container_id)
+        points: list[str] = []
+        for number, entry in enumerate(mounts):
+            resolved, directories = resolve(entry, points)
+            target = root if number == len(mounts) - 1 else f"{base}/{number}"
+            if target != root:
+                self._mkdir(made, target, container_id)
+            for directory in directories:
+                await trio.to_thread.run_sync(_make_directory, directory)
+            await self._mount(made, resolved, target, container_id)
+            points.append(target)
 
     async def add_volume(
         self,
@@ -299,6 +320,14 @@ def _sandbox_mount(entry: str, folder: str) -> tuple[str, str, bool]:
     if os.path.lexists(target):
         raise InvalidArgument(f"[runtime] sandbox_bind_mounts: another path is named as {path}")
     return path, target, mode == "ro"
+
+
+def _make_directory(directory: Directory) -> None:
+    """Make a directory in a file system that is the container's own, if it is not there."""
+    if not os.path.isdir(directory.path):
+        os.makedirs(directory.path, exist_ok=True)
+        os.chown(directory.path, *directory.owner)
+        os.chmod(directory.path, directory.mode)
 
 
 def _inside(root: str, target: str) -> str:
