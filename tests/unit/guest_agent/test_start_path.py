@@ -41,13 +41,18 @@ def test_the_agent_starts_without_heavy_modules() -> None:
 
 def test_methods_of_modules_imported_later_have_their_handlers() -> None:
     loop = Loop()
-    for names, handlers in (
-        (main._NETWORK, main._network(loop)),
-        (main._IPTABLES, main._iptables(Children(loop))),
-        (main._PORTS, main._ports(loop)),
-        (main._SOCKETS, main._sockets(loop)),
-    ):
-        assert set(names) == set(handlers)
+    children = Children(loop)
+    try:
+        for names, handlers in (
+            (main._NETWORK, main._network(loop)),
+            (main._IPTABLES, main._iptables(children)),
+            (main._PORTS, main._ports(loop)),
+            (main._SOCKETS, main._sockets(loop)),
+        ):
+            assert set(names) == set(handlers)
+    finally:
+        children.close()  # it has taken the process's signals
+        loop.close()
 
 
 def test_a_module_imported_later_is_loaded_once() -> None:
