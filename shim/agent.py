@@ -254,6 +254,13 @@ class Agent:
         )
         return reply
 
+    async def metrics(self) -> str:
+        """Figures of the guest and of the agent, in Prometheus's text format."""
+        answer = await self._kata.GetMetrics(
+            agent_pb2.GetMetricsRequest(), timeout=REQUEST_TIMEOUT_S
+        )
+        return str(answer.metrics)
+
     async def pause(self, container_id: str) -> None:
         """Freeze a container."""
         await self._kata.PauseContainer(

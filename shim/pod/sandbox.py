@@ -7,6 +7,7 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,8 @@ from shim.stdio.stdio import Stdio, open_stdio
 from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
+# A guest that tells of kills without end must not crowd out the events that count.
+OOM_INTERVAL_S = 1.0
 
 
 class Sandbox:
@@ -106,6 +109,7 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
+        self._oom_told: dict[str, float] = {}
         self._vm: PodVm | None = None
         self._place: Place | None = None
         self._settings = PodSettings()
@@ -291,6 +295,7 @@ class Sandbox:
             finally:
                 if container.deleting:
                     self._containers.pop(container_id, None)
+                    self._oom_told.pop(container_id, None)
         return container.init
 
     async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
@@ -425,7 +430,10 @@ class Sandbox:
             await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
-        if container_id in self._containers:
+        now = trio.current_time()
+        recent = now - self._oom_told.get(container_id, -math.inf) < OOM_INTERVAL_S
+        if container_id in self._containers and not recent:
+            self._oom_told[container_id] = now
             self._publish(TaskOOM(container_id))
 
     @contextmanager

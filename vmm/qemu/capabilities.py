@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # QEMU can't migrate a shared file system, whose state is the host's.
 UNSAVED = (FsDevice, NinePDevice)
 NOT_SAVED = "a VM without shared directories"
-_NO_DEVICE_TREE = "another machine: on pseries the guest needs drmgr for what comes later"
 _OTHER_ORDER = "a virtiofsd that speaks the guest's byte order; 9p does"
 _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
@@ -54,7 +53,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         fs_share=fs_share,
         fs_hot=fs_share and hot and spec.needs_shared_memory,
         ninep=_has(features, "9p", transport),
-        block_hot="add_remove" if hot or spec.scsi else "none",
+        block_hot="add_remove" if hot or spec.scsi or machine.scsi else "none",
         block_resize=True,
         block_serial=True,
         net_hot=hot,
@@ -102,10 +101,9 @@ def _has(features: QemuFeatures, kind: str, transport: Transport, family: str = 
 def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, str]:
     why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
     if machine.transport == "mmio":
-        why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
+        why_not |= dict.fromkeys(_NEED_PCI, machine.missing)
     elif machine.places == "none":
-        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), _NO_DEVICE_TREE)
-        why_not["block_hot"] = "virtio-scsi (block_device_driver)"
+        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), machine.missing)
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
     if machine.transport == "ccw":
@@ -114,7 +112,10 @@ def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, s
         why_not |= dict.fromkeys(("fs_share", "fs_hot"), _OTHER_ORDER)
     if not hot_memory:
         why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
-    if spec.vcpu_limit == spec.vcpus:
+    if not machine.grows:
+        grow = ("mem_up", "mem_down", "vcpu_up", "vcpu_down")
+        why_not |= dict.fromkeys(grow, f"another machine than {spec.machine}")
+    elif spec.vcpu_limit == spec.vcpus:
         why_not |= dict.fromkeys(("vcpu_up", "vcpu_down"), "max_vcpus over vcpus")
     else:
         why_not["vcpu_down"] = "KVM, or QEMU 10 or later"
