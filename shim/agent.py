@@ -376,6 +376,26 @@ class Agent:
         )
         return reply
 
+    async def iptables(self, *, is_ipv6: bool, rules: bytes | None = None) -> bytes:
+        """The guest's packet filter, as iptables-save writes it.
+
+        Args:
+            is_ipv6: that of IPv6.
+            rules: what replaces the tables named in it, first.
+
+        Raises:
+            TtrpcError: INVALID_ARGUMENT, the rules can't be understood; UNIMPLEMENTED, the
+                guest image has no iptables.
+        """
+        if rules is None:
+            get = agent_pb2.GetIPTablesRequest(is_ipv6=is_ipv6)
+            reply = await self._kata.GetIPTables(get, timeout=REQUEST_TIMEOUT_S)
+        else:
+            new = agent_pb2.SetIPTablesRequest(is_ipv6=is_ipv6, data=rules)
+            reply = await self._kata.SetIPTables(new, timeout=REQUEST_TIMEOUT_S)
+        data: bytes = reply.data
+        return data
+
     async def resize_volume(self, guest_path: str, size: int) -> None:
         """Have the file system at a guest path grow to ``size`` bytes; its disk has them."""
         await self._kata.ResizeVolume(
