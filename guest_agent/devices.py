@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .loop import Loop
 
-_BY_ID = frozenset({"blk", "scsi"})
+_BY_ID = frozenset({"blk", "blk-ccw", "scsi"})
 _BY_PATH = frozenset({"mmioblk", "nvdimm"})
 _DRIVEN_HERE = "vfio-pci-gk"
 _ADDRESS_VARIABLES = "PCIDEVICE_"  # set by device plugins

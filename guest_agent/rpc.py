@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from .loop import Loop, Nursery, Task
 
     Handler = Callable[[Any], Awaitable[Mapping[str, Any] | None]]
-    StreamHandler = Callable[[Any], Awaitable[None]]
     Payload = bytes | memoryview | Spliced
     Write = Callable[["Session", list[Payload]], Awaitable[None]]
 
@@ -223,7 +222,7 @@ class Session:
         for task in self._calls:
             task.cancel()
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """Take in bytes from the peer and start the calls they complete."""
         for stream_id, kind, flags, payload in self._decoder.feed(data):
             if payload is None:

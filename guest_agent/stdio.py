@@ -9,8 +9,10 @@ import _socket
 import errno
 import fcntl
 import os
+from sys import byteorder
 from time import monotonic
 
+from .ioctls import FIONREAD, TIOCSWINSZ
 from .loop import Lock
 from .rpc import Spliced
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 PIPE_SIZE = 1 << 20
-STDIN_PIPE_SIZE = 1 << 18
 # What a process left behind may hold its output open no longer than this after its exit.
 DRAIN_SECONDS = 0.5
 # Less than this is cheaper to copy than to splice.
@@ -31,8 +32,6 @@ SPLICE_MIN = 1 << 14
 # Output that trickles in is gathered for a moment, up to this many bytes.
 GATHER = 1 << 16
 GATHER_SECONDS = 0.001
-_FIONREAD = 0x541B
-_TIOCSWINSZ = 0x5414
 _SCM_RIGHTS_SPACE = 64
 
 
@@ -150,7 +149,7 @@ class Output:
         """Bytes in the pipe; 0 as well when they can't be counted or have to be read."""
         if self._fd < 0 or self._pending or self._terminal:
             return 0
-        return int.from_bytes(fcntl.ioctl(self._fd, _FIONREAD, bytes(4)), "little")
+        return int.from_bytes(fcntl.ioctl(self._fd, FIONREAD, bytes(4)), byteorder)
 
     async def _more(self) -> None:
         if self._cut is None:
@@ -227,8 +226,8 @@ class Input:
         Raises:
             OSError: it is closed.
         """
-        size = b"".join(n.to_bytes(2, "little") for n in (rows, columns, 0, 0))
-        fcntl.ioctl(self._fd, _TIOCSWINSZ, size)
+        size = b"".join(n.to_bytes(2, byteorder) for n in (rows, columns, 0, 0))
+        fcntl.ioctl(self._fd, TIOCSWINSZ, size)
 
     def close(self) -> None:
         """Close the descriptor; writers get BrokenPipeError."""
@@ -247,10 +246,9 @@ class Pipes:
         stdin, stdout, stderr = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
         self.child: list[int] = [stdin[0], stdout[1], stderr[1]]
         self._ours: list[int] = [stdin[1], stdout[0], stderr[0]]
-        sizes = (min(size, STDIN_PIPE_SIZE), size, size)
-        for fd, wanted in zip(self._ours, sizes, strict=True):
+        for fd in self._ours:
             try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
             except OSError:
                 pass  # over the user's limit: smaller pipes are slower, not wrong
 
@@ -306,7 +304,7 @@ class Console:
             connection.close()
         for level, kind, payload in control:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                master = int.from_bytes(payload[:4], "little")
+                master = int.from_bytes(payload[:4], byteorder)
                 return Input(loop, os.dup(master), True), Output(loop, master, True), None
         raise OSError(errno.ENOMSG, "crun sent no terminal")
 

@@ -26,9 +26,10 @@ from shim.requests import CreateContainer
 from shim.sockets import sha256_hex
 from shim.storage.disk import block_device_path
 from shim.storage.disks import agent_driver, disk
+from shim.storage.layers import resolve
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
-from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
+from shim.storage.rootfs import BlockRootfs, LayeredRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
 
 DETACH_TIMEOUT_S = 10.0
@@ -109,6 +110,8 @@ class ContainerFiles:
         )
         if isinstance(plan, BlockRootfs):
             return await self._attach_rootfs(request.container_id, plan, cleanup)
+        if isinstance(plan, LayeredRootfs):
+            return await self._attach_layers(request.container_id, plan, cleanup)
         if isinstance(plan, PackedRootfs):
             return await self._pack_rootfs(request.container_id, plan, cleanup)
         assert self._share is not None
@@ -123,8 +126,51 @@ class ContainerFiles:
     async def _attach_rootfs(
         self, container_id: str, plan: BlockRootfs, cleanup: Rollback
     ) -> tuple[list[agent_pb2.Storage], str]:
-        vm = self._vm
         device_id = _device_id(container_id)
+        path = (
+            f"{GUEST_SHARE}/{container_id}/rootfs"
+            if self._share is None
+            else f"{GUEST_STORAGE}/{device_id}"
+        )
+        return [await self._attach_disk(device_id, plan, path, cleanup)], path
+
+    async def _attach_layers(
+        self, container_id: str, plan: LayeredRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Attach a disk for each layer; the guest stacks them."""
+        base = _device_id(container_id)
+        points = [f"{GUEST_STORAGE}/{base}-{number}" for number in range(len(plan.disks))]
+        overlay, directories = resolve(plan.overlay, points)
+        storages = [
+            await self._attach_disk(f"{base}-{number}", layer, points[number], cleanup)
+            for number, layer in enumerate(plan.disks)
+        ]
+        storages += [
+            agent_pb2.Storage(
+                driver="local",
+                source="local",
+                options=[f"mode={directory.mode:04o}"],
+                mount_point=directory.path,
+            )
+            for directory in directories
+        ]
+        path = f"{GUEST_STORAGE}/{base}"
+        storages.append(
+            agent_pb2.Storage(
+                driver="overlayfs",
+                source="overlay",
+                fstype="overlay",
+                options=overlay.options,
+                mount_point=path,
+            )
+        )
+        return storages, path
+
+    async def _attach_disk(
+        self, device_id: str, plan: BlockRootfs, path: str, cleanup: Rollback
+    ) -> agent_pb2.Storage:
+        """Attach one disk, which the agent is to mount at ``path``."""
+        vm = self._vm
         handle = await vm.hypervisor.attach(
             disk(
                 self._config.hypervisor,
@@ -140,19 +186,13 @@ class ContainerFiles:
             await vm.detach(handle, DETACH_TIMEOUT_S)
 
         cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
-        path = (
-            f"{GUEST_SHARE}/{container_id}/rootfs"
-            if self._share is None
-            else f"{GUEST_STORAGE}/{device_id}"
-        )
-        storage = agent_pb2.Storage(
+        return agent_pb2.Storage(
             driver=agent_driver(str(handle.address)),
             source=str(handle.address),
             fstype=plan.fstype,
             options=plan.options,
             mount_point=path,
         )
-        return [storage], path
 
     async def _pack_rootfs(
         self, container_id: str, plan: PackedRootfs, cleanup: Rollback

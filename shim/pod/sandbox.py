@@ -7,6 +7,7 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,25 +35,30 @@ from shim.events import Publish, TaskCreate, TaskOOM
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.namespaces import joined_namespaces
-from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.pod import PodSettings, name_own_machine, pod_settings
 from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pod.annotations import annotated
 from shim.pod.builder import Backends, PodBuilder
 from shim.pod.container import Container
 from shim.pod.creation import Place, create_in_guest, make_place
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
+from shim.pod.ready import Ready
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
-from shim.pod.volumes import DirectVolumes, VolumeMeans
+from shim.pod.volumes import VolumeMeans
 from shim.requests import CreateContainer, ExecProcess
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
+from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
+# A guest that tells of kills without end must not crowd out the events that count.
+OOM_INTERVAL_S = 1.0
 
 
 class Sandbox:
@@ -69,6 +75,7 @@ class Sandbox:
         log: the shim's log.
         stages: the pod's start.
         direct: the direct-assigned volumes that the pod uses.
+        streams: the streams that clients open for stdio.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -85,6 +92,7 @@ class Sandbox:
         log: Log,
         stages: Stages,
         direct: DirectVolumes,
+        streams: Streams,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -93,6 +101,7 @@ class Sandbox:
         self._given_config = self._config = config
         self._ledger = ledger
         self._direct = direct
+        self._streams = streams
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -100,6 +109,7 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
+        self._oom_told: dict[str, float] = {}
         self._vm: PodVm | None = None
         self._place: Place | None = None
         self._settings = PodSettings()
@@ -230,17 +240,23 @@ class Sandbox:
         pid = await self._host_pid(place.vm, role, cleanup)
         if self._pod_files:
             add_pod_mounts(spec, self._pod_files)
+        in_pod = role is Role.MEMBER or self.declared is not None
+        if in_pod:
+            name_own_machine(spec, self._settings)
         joined = joined_namespaces(
             spec,
             pod_pid=place.vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
-            in_pod=role is Role.MEMBER or self.declared is not None,
+            in_pod=in_pod,
         )
         hooks = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
-        container.init.lifecycle.move(ProcessState.CREATED)
         await self.supervise(container.init, stdio, container.end_execs)
+        if container.init.exit is not None:
+            raise Unavailable(f"container {container.id} ended while it was created")
+        # Not before: the end of a container that nobody was told of is no event.
+        container.init.lifecycle.move(ProcessState.CREATED)
         if self._stages.reached("created"):
             self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
@@ -272,8 +288,14 @@ class Sandbox:
         container = self.container(container_id)
         if container.deleting:
             raise NotFound(f"container {container_id!r} is being deleted")
-        await container.delete()
-        self._containers.pop(container_id, None)
+        # Carried to its end, in bounded time: nobody could ask again for the rest of it.
+        with trio.CancelScope(shield=True):
+            try:
+                await container.delete()
+            finally:
+                if container.deleting:
+                    self._containers.pop(container_id, None)
+                    self._oom_told.pop(container_id, None)
         return container.init
 
     async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
@@ -300,6 +322,7 @@ class Sandbox:
             container_id=container_id,
             namespace=self._namespace,
             record=partial(self._record_logger, container_id),
+            streams=self._streams,
         )
 
     def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
@@ -323,12 +346,11 @@ class Sandbox:
         lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
+            ready = Ready(task_status)
             try:
-                await process.supervise(
-                    agent, stdio, before_exit, lost_status, task_status=task_status
-                )
+                await process.supervise(agent, stdio, before_exit, lost_status, task_status=ready)
             except Exception as err:
-                if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
+                if not ready.said:
                     raise
                 self._log.error(f"{process.event_id} is no longer looked after: {err!r}")
                 process.lost()
@@ -389,22 +411,15 @@ class Sandbox:
         await self._nursery.start(self._run_vm, vm)
 
     async def _run_vm(self, vm: PodVm, *, task_status: trio.TaskStatus[None]) -> None:
-        ready = False
-
-        class Ready(trio.TaskStatus[None]):
-            def started(self, value: None = None) -> None:
-                nonlocal ready
-                ready = True
-                task_status.started()
-
+        ready = Ready(task_status)
         try:
-            await vm.run(task_status=Ready())
+            await vm.run(task_status=ready)
         except Exception as err:
-            if not ready:
+            if not ready.said:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
         finally:
-            if ready:
+            if ready.said:
                 self.life.ended()
 
     async def _stop_vm(self) -> None:
@@ -415,7 +430,10 @@ class Sandbox:
             await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
-        if container_id in self._containers:
+        now = trio.current_time()
+        recent = now - self._oom_told.get(container_id, -math.inf) < OOM_INTERVAL_S
+        if container_id in self._containers and not recent:
+            self._oom_told[container_id] = now
             self._publish(TaskOOM(container_id))
 
     @contextmanager

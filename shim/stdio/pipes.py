@@ -30,6 +30,9 @@ class Sink(Protocol):
     async def write(self, data: bytes | memoryview) -> None:
         """Take all of ``data``; waits as long as the reader does not read."""
 
+    async def settle(self) -> None:
+        """Wait, behind the last write, until the reader can't lose any of it."""
+
     def release(self) -> None:
         """From now on a vanished reader means that nobody wants the data."""
 
@@ -37,11 +40,27 @@ class Sink(Protocol):
         """Give the reader its end of file. Idempotent."""
 
 
+class Source(Protocol):
+    """Where a process's stdin comes from."""
+
+    async def read(self) -> bytes:
+        """Return the next bytes, or nothing at the end."""
+
+    def close_write(self) -> None:
+        """End it after the bytes that are there now. Idempotent."""
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+
+
 class NullSink:
     """Discards."""
 
     async def write(self, data: bytes | memoryview) -> None:
         """Take all of ``data`` and forget it."""
+
+    async def settle(self) -> None:
+        """Do nothing."""
 
     def release(self) -> None:
         """Do nothing."""
@@ -65,9 +84,7 @@ class PipeSink:
         self._name = name
         self._writer: int | None = writer
         self._guard = guard
-        # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        _enlarge(writer)
 
     @classmethod
     def open_fifo(cls, path: str) -> PipeSink:
@@ -97,6 +114,9 @@ class PipeSink:
             except BrokenPipeError:
                 _log.warning("stdio %s: the reader is gone, output is dropped", self._name)
                 self.close()
+
+    async def settle(self) -> None:
+        """Do nothing; what is in a FIFO stays there for its reader."""
 
     def release(self) -> None:
         """Close the guard: from now on a FIFO without a client's reader is EPIPE."""
@@ -130,12 +150,19 @@ class FileSink:
         """Append ``data``; a full disk costs the output, never the container."""
         if self._fd is None:
             return
+        # One of its own: the sink may be closed, and the number taken, while it is in use.
+        fd = os.dup(self._fd)
         try:
             # Files can't be polled, and a disk may stall: off the loop.
-            await trio.to_thread.run_sync(_write_all, self._fd, data)
+            await trio.to_thread.run_sync(_write_all, fd, data)
         except OSError as error:
             _log.warning("stdio %s: %s, output is dropped", self._path, error.strerror)
             self.close()
+        finally:
+            os.close(fd)
+
+    async def settle(self) -> None:
+        """Do nothing; what is in the file stays there."""
 
     def release(self) -> None:
         """Do nothing; a file has no reader."""
@@ -170,6 +197,7 @@ class FifoSource:
         except BaseException:
             os.close(self._reader)
             raise
+        _enlarge(self._reader)
 
     async def read(self) -> bytes:
         """Return the next bytes, or nothing at the end."""
@@ -198,6 +226,12 @@ class FifoSource:
         if reader is not None:
             trio.lowlevel.notify_closing(reader)
             os.close(reader)
+
+
+def _enlarge(fd: int) -> None:
+    # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:

@@ -97,6 +97,15 @@ def test_qemu_with_9p() -> None:
     assert made.msize == 4096
 
 
+def test_a_guest_with_the_other_byte_order_has_9p() -> None:
+    made = plan(Qemu(**FILES), guest_arch="s390x")
+    assert (made.spec.machine, made.shared_fs) == ("s390-ccw-virtio", "virtio-9p")
+    assert device(made.spec, PanicDevice) is None
+    for refused in ({"shared_fs": "virtio-fs"}, {"rootless": True}):
+        with pytest.raises(ConfigError, match="s390x guest has the other byte order"):
+            plan(Qemu(**FILES, **refused), guest_arch="s390x")
+
+
 def test_firecracker_shares_nothing_and_talks_over_its_own_vsock() -> None:
     made = plan(Firecracker(**FILES, disable_seccomp=True, default_maxvcpus=8))
     assert made.shared_fs == "none"
