@@ -27,8 +27,7 @@ _PARTS = r"linux-(base|binary|modules)-\d.*"
 # has, take 9 MiB of 47 and 0.1 s, whether they are looked at or not.
 _NO_TRACEFS = "tracer_init_tracefs,init_kprobe_trace,init_uprobe_trace,init_dynamic_event"
 _KERNEL_ARGS = (
-    "ro cryptomgr.notests memhp_default_state=online_movable"
-    f" initcall_blacklist={_NO_TRACEFS}"
+    f"ro cryptomgr.notests memhp_default_state=online_movable initcall_blacklist={_NO_TRACEFS}"
 )
 
 # Loaded by the initramfs, by the condition it reads in its list.
