@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.standins.lifetime import end, spawn
 from tests.standins.server import Loop
+from tests.standins.vmstate import NotFound, make_vsock_savable
 
 BINARY = "qemu-system-x86_64"
 BINARY_VARIABLE = "KATAPY_STANDIN_QEMU"
@@ -130,6 +131,9 @@ class Qemu:
                 socket.send_fds(self._qmp, [line], [fd])
         except OSError as error:
             raise QmpError(f"{command}: QEMU is gone") from error
+        return self._answer(command)
+
+    def _answer(self, command: str) -> Any:
         while True:
             message = self._read_message()
             if "event" in message:
@@ -154,6 +158,7 @@ class Qemu:
             QmpError: it can't.
             OSError: the file can't be made.
         """
+        self._let_vsock_migrate()
         self._migrate("migrate", path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
 
     def load(self, path: str | Path) -> None:
@@ -163,7 +168,14 @@ class Qemu:
             QmpError: it can't.
             OSError: the file can't be opened.
         """
+        self._let_vsock_migrate()
         self._migrate("migrate-incoming", path, os.O_RDONLY)
+
+    def _let_vsock_migrate(self) -> None:
+        try:
+            make_vsock_savable(self.pid)
+        except NotFound as error:
+            raise QmpError(str(error)) from error
 
     def _migrate(self, command: str, path: str | Path, flags: int) -> None:
         fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -189,6 +201,20 @@ class Qemu:
                 status = self.execute("x-query-virtio-status", path=device["path"])
                 return bool(status["vhost-started"])
         return False
+
+    def wake_stopped(self) -> None:
+        """Thaw a frozen QEMU with its guest stopped: that is the first thing it is told.
+
+        Raises:
+            QmpError: it ended.
+        """
+        if not self._frozen:
+            return
+        self._frozen = False
+        line = b'{"execute": "stop"}\n'
+        self._qmp.sendall(line)
+        self._process.send_signal(signal.SIGCONT)
+        self._answer("stop")
 
     def freeze(self) -> None:
         """Stop the whole process; commands wake it for as long as they take."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from tests.standins.lifetime import end, spawn
 from tests.standins.server import Loop, listen
+from tests.standins.vhost_relay import Relay
 
 PROGRAM = "vhost-device-vsock"
 PROGRAM_VARIABLE = "KATAPY_STANDIN_VSOCK"
@@ -50,7 +51,9 @@ class VsockBackend:
         self._hidden = f"{uds}.daemon"
         self._front: socket.socket | None = None
         self._pending: list[socket.socket] = []
-        self.vhost = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._relay = Relay(daemon)
+        self.vhost = self._relay.front
         # Gone again before this returns: a VMM that is killed leaves its vsock socket only.
         with tempfile.TemporaryDirectory(prefix="standin-", dir=_runtime_dir()) as directory:
             control = f"{directory}/vhost.sock"
@@ -59,7 +62,8 @@ class VsockBackend:
             self._process = spawn([program, "--vm", options], stdin=_STDERR, stdout=_STDERR)
             try:
                 self._until_listening({control, uds})
-                self.vhost.connect(control)
+                daemon.connect(control)
+                self._relay.start()
                 self._hide_daemon()
             except BaseException:
                 self.close()
@@ -137,7 +141,7 @@ class VsockBackend:
     def close(self) -> None:
         """End it; the socket stays, as the VMM's would."""
         end(self._process)
-        self.vhost.close()
+        self._relay.close()
         self._close_front()
         with suppress(OSError):
             os.unlink(self._hidden)
