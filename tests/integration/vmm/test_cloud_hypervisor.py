@@ -111,20 +111,6 @@ async def test_pause_and_connections(standins: Standins) -> None:
             await second.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
 
 
-async def test_a_restored_guest_answers(standins: Standins, tmp_path: Path) -> None:
-    target = tmp_path / "snapshot"
-    target.mkdir()
-    async with booted(standins.cloud_hypervisor()) as (vm, _):
-        await vm.pause()
-        await vm.snapshot(target)
-    async with standins.cloud_hypervisor(spec={"restored": True}) as vm:
-        await vm.restore(target)
-        assert vm.state is VmState.PAUSED
-        await vm.resume()
-        async with agent_of(vm) as guest:
-            await guest.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
-
-
 async def test_a_guest_that_resets_ends_the_vm(standins: Standins) -> None:
     """It would go on in the same process: the reset is seen, and that is the end."""
     cmdline = "quiet root=/dev/none panic=1"
