@@ -139,6 +139,7 @@ def _build(
             **Dialer(loop).extension,
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
+            "PullFile": sandbox.pull_file,
         },
         frozenset({"WaitListeners"}),
     )

@@ -237,10 +237,15 @@ class Sandbox:
             host_pid=self._settings.host_pid,
             in_pod=role is Role.MEMBER or self.declared is not None,
         )
-        hooks = await create_in_guest(place, request, spec, joined, cleanup)
+        hooks, volumes = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
         container.init.lifecycle.move(ProcessState.CREATED)
-        await self.supervise(container.init, stdio, container.end_execs)
+
+        async def before_exit() -> None:
+            await container.end_execs()
+            await volumes.bring_back(self._log)
+
+        await self.supervise(container.init, stdio, before_exit)
         if self._stages.reached("created"):
             self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
