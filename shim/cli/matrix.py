@@ -75,6 +75,8 @@ def _qemu(config: Config) -> tuple[Path, Capabilities]:
         runtime_dir=_NOWHERE,
         max_vcpus=2,
         max_memory_bytes=512 * MIB,
+        hugepages=True,
+        user=(1, 1),
         devices=(BalloonDevice(), PanicDevice(), FsDevice("fs", "fs", _NOWHERE)),
     )
     return binary, capabilities.capabilities(asks_for_all, features, accel.detect())

@@ -24,9 +24,26 @@ _PCI_COLD_SLOTS = 30
 _MAX_VCPUS = 255
 _NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
 _NEED_PCI = (
-    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware"),
+    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "guest_panic_event"),
     *("pmem_cold", "vfio_cold", "vfio_hot"),
 )
+# Flags that are on when the spec asks for them, and what it has to have.
+_ASKED_FOR = {
+    "balloon": "a BalloonDevice in the spec",
+    "free_page_reporting": "a BalloonDevice with it in the spec",
+    "guest_panic_event": "a PanicDevice in the spec",
+    "hugepages": "hugepages in the spec",
+    "rootless": "a user in the spec",
+    "fs_hot": "shared_memory in the spec",
+}
+_NEED_DEVICE = {
+    "fs_share": "vhost-user-fs-pci",
+    "ninep": "virtio-9p-pci",
+    "pmem_cold": "virtio-pmem-pci",
+    "vfio_cold": "vfio-pci",
+    "vfio_hot": "vfio-pci",
+    "vsock": "vhost-user-vsock-pci",
+}
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -63,7 +80,6 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         serial_agent=True,
         console=spec.console,
         initrd=True,
-        firmware=pci,
         event_stream="rich",
         reset_semantics="exit",
         guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
@@ -73,16 +89,29 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         vfio_hot=hot and "vfio-pci" in features.devices,
         rate_limit="dynamic",
         counters=True,
-        hugepages=True,
-        rootless=True,
-        seccomp=features.sandbox,
+        hugepages=spec.hugepages,
+        rootless=spec.user is not None,
+        seccomp=features.sandbox and spec.sandbox_seccomp,
         vmm=f"QEMU {features.version_text}",
-        why_not=_why_not(spec, pci=pci, hot_memory=hot_memory),
+        why_not=_why_not(spec, features, pci=pci, hot_memory=hot_memory),
     )
 
 
-def _why_not(spec: VmSpec, *, pci: bool, hot_memory: bool) -> dict[str, str]:
+def _why_not(
+    spec: VmSpec, features: QemuFeatures, *, pci: bool, hot_memory: bool
+) -> dict[str, str]:
     why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
+    why_not["firmware"] = "only kernels are started here"
+    why_not["guest_rescan_needed"] = "the guest is told of a new device"
+    why_not["guest_remove_first"] = "the guest is asked to let go"
+    why_not["seccomp"] = (
+        "sandbox_seccomp in the spec" if features.sandbox else "a QEMU with -sandbox"
+    )
+    why_not |= _ASKED_FOR | {
+        name: f"a QEMU with {device}"
+        for name, device in _NEED_DEVICE.items()
+        if device not in features.devices
+    }
     if not pci:
         why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
     elif not spec.hotplug_slots:

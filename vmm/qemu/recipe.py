@@ -62,7 +62,7 @@ def build(device: Device, name: str, *, pci: bool, fds: tuple[str, ...] = ()) ->
             return Recipe(name, (virtio_step(name, "balloon", pci, options),))
         case PanicDevice():
             if not pci:
-                raise Unsupported("guest_panic_event", "needs PCI")
+                raise Unsupported("guest_panic_event", "needs PCI", "QEMU")
             return Recipe(name, (device_step(name, "pvpanic-pci", {}),))
         case VsockDevice():
             return _vsock(device, name, pci, fds)

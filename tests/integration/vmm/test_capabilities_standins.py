@@ -18,7 +18,7 @@ from tests.integration.vmm.standins import (
 )
 from tests.integration.vmm.test_capabilities import calls, check
 from vmm.errors import Unsupported
-from vmm.spec import MIB, BlockDevice, NinePDevice, PmemDevice, RngDevice, SerialDevice, VfioDevice
+from vmm.spec import MIB, BlockDevice, NinePDevice, RngDevice, SerialDevice
 from vmm.virtiofsd import run_virtiofsd
 
 __all__ = ["image", "newer_qemu", "standins"]  # fixtures
@@ -59,6 +59,7 @@ async def test_walk(what: str, standins: Standins, tmp_path: Path, newer_qemu: P
     cold, disk = tmp_path / "cold.img", tmp_path / "disk.img"
     cold.write_bytes(bytes(8 * MIB))
     disk.write_bytes(bytes(8 * MIB))
+    disk.with_name("pmem.img").write_bytes(bytes(8 * MIB))
     socket = standins.spec.runtime_dir / "fs.sock"
     async with (
         run_virtiofsd(tmp_path, socket),
@@ -72,10 +73,3 @@ async def test_walk(what: str, standins: Standins, tmp_path: Path, newer_qemu: P
         for device in (RngDevice("r"), NinePDevice("n", "t", tmp_path), SerialDevice("s", "s")):
             with pytest.raises(Unsupported, match="only at boot"):
                 await vm.attach(device)
-        if vm.capabilities.vfio_hot:
-            return  # there is no device to try it with
-        with pytest.raises(Unsupported, match="Vfio"):
-            await vm.attach(VfioDevice("vfio", "0000:00:00.0"))
-        if not vm.capabilities.pmem_hot:
-            with pytest.raises(Unsupported, match="pmem_hot"):
-                await vm.attach(PmemDevice("pmem", disk))
