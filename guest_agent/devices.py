@@ -129,7 +129,8 @@ def _patch(spec: dict[str, Any], path: str, kind: str, number: int, renamed: str
     if entry is None:
         entry = {}
         devices.append(entry)
-    old = (entry.get("major"), entry.get("minor"))
+    # Of one that has no number yet no rule speaks: one without numbers is about all devices.
+    old = (entry.get("major", -1), entry.get("minor", -1))
     entry.update(path=renamed or path, type=kind, major=major, minor=minor)
     rules = linux.setdefault("resources", {}).setdefault("devices", [])
     known = False

@@ -93,10 +93,11 @@ def test_a_device_for_a_container_must_be_taken_by_vfio(bus: Path) -> None:
 
 def test_a_group_takes_the_place_of_the_host_s() -> None:
     rule = {"allow": True, "type": "c", "major": 0, "minor": 1, "access": "rw"}
+    every = {"allow": True, "access": "m"}
     spec: dict[str, Any] = {
         "linux": {
             "devices": [{"path": "/dev/vfio/4", "type": "c", "major": 0, "minor": 1, "uid": 5}],
-            "resources": {"devices": [rule]},
+            "resources": {"devices": [rule, {**every, "type": "c"}]},
         }
     }
     _patch(spec, "/dev/vfio/4", "c", os.makedev(240, 3), "/dev/vfio/9")
@@ -104,5 +105,6 @@ def test_a_group_takes_the_place_of_the_host_s() -> None:
     first, second = spec["linux"]["devices"]
     assert first == {"path": "/dev/vfio/9", "type": "c", "major": 240, "minor": 3, "uid": 5}
     assert second == {"path": "/dev/vfio/10", "type": "c", "major": 240, "minor": 4}
-    rules = [(rule["minor"], rule["access"]) for rule in spec["linux"]["resources"]["devices"]]
-    assert rules == [(3, "rw"), (4, "rwm")]
+    rules = spec["linux"]["resources"]["devices"]
+    found = [(rule.get("minor"), rule["access"]) for rule in rules]
+    assert found == [(3, "rw"), (None, "m"), (4, "rwm")]
