@@ -200,7 +200,12 @@ async def test_a_pci_device_that_the_container_drives_itself(guest: Guest) -> No
         **oci_spec("", args)["linux"],
         "devices": [node],
         "cgroupsPath": "/katapy/c",
-        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        "resources": {
+            "devices": [
+                {"allow": False, "access": "rwm"},
+                {"allow": True, "type": "c", "access": "m"},
+            ]
+        },
     }
     process = {**oci_spec("", args)["process"], "env": env}
     config = json.dumps(oci_spec(ROOTFS, args, process=process, linux=linux)).encode()
