@@ -1,6 +1,6 @@
 """Finding the guest's device node of a disk that the host attached.
 
-Source: sysfs layout of PCI, virtio and SCSI block devices; Kata's guest PCI paths.
+Source: sysfs layout of PCI, CCW, virtio and SCSI block devices; Kata's guest PCI paths.
 """
 
 from __future__ import annotations
@@ -76,8 +76,24 @@ def _first(folder: str) -> str:
         return ""
 
 
-def _node_of_pci(path: str) -> str:
-    folder = pci_folder(path)
+def is_ccw(place: str) -> bool:
+    """Whether a place is an id of s390's channel bus, like "0.0.001a"."""
+    return place.count(".") == 2 and place.replace(".", "").isalnum()
+
+
+def folder_at(place: str) -> str:
+    """The sysfs folder of the device at a PCI path or a CCW id, "" while there is none."""
+    if not is_ccw(place):
+        return pci_folder(place)
+    try:
+        # The folder that the link leads to is the one with the virtio device in it.
+        return os.path.realpath(f"/sys/bus/ccw/devices/{place}", strict=True)
+    except FileNotFoundError:
+        return ""
+
+
+def _node_at(place: str) -> str:
+    folder = folder_at(place)
     if not folder:
         return ""
     for name in os.listdir(folder):
@@ -135,8 +151,8 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     """Wait for a disk and return its device node.
 
     Args:
-        driver: "blk", "mmioblk", "nvdimm" or "scsi".
-        source: a guest PCI path, a device node, or "id:lun" of a SCSI disk.
+        driver: "blk", "blk-ccw", "mmioblk", "nvdimm" or "scsi".
+        source: a guest PCI path, a CCW id, a device node, or "id:lun" of a SCSI disk.
 
     Raises:
         TtrpcError: INVALID_ARGUMENT, or NOT_FOUND when it didn't appear in time.
@@ -146,11 +162,14 @@ async def find(loop: Loop, driver: str, source: str) -> str:
 
         def look() -> str:
             return source if os.path.exists(source) and not _is_placeholder(source) else ""
-    elif driver == "blk":
-        pci_address_steps(source)
+    elif driver in ("blk", "blk-ccw"):
+        if is_ccw(source) != (driver == "blk-ccw"):
+            raise TtrpcError(status.INVALID_ARGUMENT, f"bad place {source!r} of a {driver} disk")
+        if driver == "blk":
+            pci_address_steps(source)
 
         def look() -> str:
-            return _node_of_pci(source)
+            return _node_at(source)
     elif driver == "scsi":
         if not source.replace(":", "", 1).isdigit() or ":" not in source:
             raise TtrpcError(status.INVALID_ARGUMENT, f"bad SCSI address {source!r}")

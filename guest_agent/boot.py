@@ -8,6 +8,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
+from sys import byteorder
 
 from . import libc
 from .log import log
@@ -114,8 +115,8 @@ def set_up(device: str) -> None:
     try:
         name = device.encode().ljust(_IFNAME_SIZE, b"\0")
         request = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, name.ljust(_IFREQ_SIZE, b"\0"))
-        flags = int.from_bytes(request[_IFNAME_SIZE : _IFNAME_SIZE + 2], "little") | _IFF_UP
-        request = (name + flags.to_bytes(2, "little")).ljust(_IFREQ_SIZE, b"\0")
+        flags = int.from_bytes(request[_IFNAME_SIZE : _IFNAME_SIZE + 2], byteorder) | _IFF_UP
+        request = (name + flags.to_bytes(2, byteorder)).ljust(_IFREQ_SIZE, b"\0")
         fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, request)
     finally:
         sock.close()

@@ -114,30 +114,48 @@ async def freeze(loop: Loop, path: str, frozen: bool) -> None:
         os.close(fd)
 
 
-async def watch_oom(loop: Loop, path: str, report: Callable[[], None]) -> None:
-    """Report each OOM kill inside a cgroup until it is removed. Run it as a task."""
-    try:
-        fd = os.open(f"{path}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # no memory controller, nothing to watch
-    loop.watch(fd, PRIORITY)
-    kills = 0
-    try:
-        while True:
-            try:
-                text = os.pread(fd, 4096, 0).decode()
-            except OSError:
-                return  # ENODEV: the cgroup was removed
-            now = sum(
-                int(row.split()[1]) for row in text.splitlines() if row.startswith("oom_kill ")
-            )
-            if now > kills:
-                kills = now
-                report()
-            await loop.wait_readable(fd)
-    finally:
-        loop.forget(fd)
-        os.close(fd)
+class OomWatch:
+    """Reports the OOM kills inside a cgroup, each once.
+
+    Args:
+        path: the cgroup's folder.
+        report: called when there have been more.
+    """
+
+    __slots__ = ("_kills", "_path", "_report")
+
+    def __init__(self, path: str, report: Callable[[], None]) -> None:
+        self._path = path
+        self._report = report
+        self._kills = 0
+
+    def look(self) -> bool:
+        """Look now, as the kernel may tell of a kill only after its victim's end."""
+        now = _table(f"{self._path}/memory.events").get("oom_kill", 0)
+        more = now > self._kills
+        if more:
+            self._kills = now
+            self._report()
+        return more
+
+    async def run(self, loop: Loop) -> None:
+        """Look whenever the kernel tells, until the cgroup is removed. Run it as a task."""
+        try:
+            fd = os.open(f"{self._path}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # no memory controller, nothing to watch
+        loop.watch(fd, PRIORITY)
+        try:
+            while True:
+                try:
+                    os.pread(fd, 1, 0)  # has the kernel tell of the next change
+                except OSError:
+                    return  # ENODEV: the cgroup was removed
+                self.look()
+                await loop.wait_readable(fd)
+        finally:
+            loop.forget(fd)
+            os.close(fd)
 
 
 def statistics(path: str) -> dict[str, Any]:

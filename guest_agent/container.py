@@ -115,6 +115,7 @@ class Container:
     """
 
     __slots__ = (
+        "_lingering",
         "_runtime",
         "_spec",
         "_starting",
@@ -123,6 +124,7 @@ class Container:
         "execs",
         "id",
         "init",
+        "oom",
         "started",
         "storages",
     )
@@ -135,7 +137,9 @@ class Container:
         self.cgroup = ""
         self.execs: dict[str, Process] = {}
         self._starting: set[str] = set()
+        self._lingering: set[Process] = set()  # ended execs whose output may yet be asked for
         self.init: Process | None = None
+        self.oom: cgroup.OomWatch | None = None
         self.started = False
         self.storages: list[str] = []
 
@@ -224,9 +228,7 @@ class Container:
         finally:
             self._starting.discard(exec_id)
             os.unlink(path)
-        if previous is not None:
-            previous.close()
-        self.execs[exec_id] = started
+        self.execs[exec_id] = started  # a previous one's streams go on until they are read
 
     def inherit(self, process: dict[str, Any]) -> None:
         """Give a process without capabilities those of the container."""
@@ -255,9 +257,12 @@ class Container:
         if process.waited and process is not self.init:
             raise TtrpcError(status.NOT_FOUND, f"process {exec_id} of {self.id} not found")
         code = await process.ended.wait()
-        process.waited = True
-        if process is not self.init:
+        if self.oom is not None and self.oom.look():
+            await self._runtime.loop.sleep(0)  # who waits for that is told first
+        if process is not self.init and not process.waited:
+            self._lingering.add(process)
             self._runtime.background(self._forget(process))
+        process.waited = True
         return code or 0
 
     async def _forget(self, process: Process) -> None:
@@ -266,8 +271,9 @@ class Container:
         while process.attached or process.taken != taken:
             taken = process.taken
             await self._runtime.loop.sleep(_LINGER_SECONDS)
+        process.close()
+        self._lingering.discard(process)
         if self.execs.get(process.name) is process:
-            process.close()
             del self.execs[process.name]
 
     async def signal(self, exec_id: str, number: int) -> None:
@@ -303,7 +309,7 @@ class Container:
             await runtime.crun.run("delete", "--force", self.id)
         except TtrpcError as error:
             log("error", "can't delete container", container=self.id, error=error)
-        for process in [*self.execs.values(), self.init]:
+        for process in [*self.execs.values(), *self._lingering, self.init]:
             if process is not None:
                 process.close()
         remove_tree(self.bundle)

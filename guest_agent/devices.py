@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .children import Children
     from .loop import Loop
 
-_BY_ID = frozenset({"blk", "scsi"})
+_BY_ID = frozenset({"blk", "blk-ccw", "scsi"})
 _BY_PATH = frozenset({"mmioblk", "nvdimm"})
 _DRIVEN_HERE = "vfio-pci-gk"
 _DRIVEN_BY_CONTAINER = "vfio-pci"

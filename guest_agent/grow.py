@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+from sys import byteorder
 
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
+
+from .ioctls import EXT4_IOC_RESIZE_FS, XFS_IOC_FSGEOMETRY_V1, XFS_IOC_FSGROWFSDATA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .loop import Loop
 
-_EXT4_IOC_RESIZE_FS = 0x40086610
-_XFS_IOC_FSGROWFSDATA = 0x4010586E
-_XFS_IOC_FSGEOMETRY_V1 = 0x80705864
 _XFS_GEOMETRY_SIZE = 112
 _SECTOR = 512
 _SIZE_SECONDS = 5.0
@@ -47,14 +47,14 @@ async def grow(loop: Loop, path: str, size: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if fstype == "xfs":
-            geometry = fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY_V1, bytes(_XFS_GEOMETRY_SIZE))
-            block = int.from_bytes(geometry[0:4], "little")
+            geometry = fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, bytes(_XFS_GEOMETRY_SIZE))
+            block = int.from_bytes(geometry[0:4], byteorder)
             # The share of it that inodes may take is set by the same call: keep it.
-            wanted = (size // block).to_bytes(8, "little") + geometry[28:32] + bytes(4)
-            fcntl.ioctl(fd, _XFS_IOC_FSGROWFSDATA, wanted)
+            wanted = (size // block).to_bytes(8, byteorder) + geometry[28:32] + bytes(4)
+            fcntl.ioctl(fd, XFS_IOC_FSGROWFSDATA, wanted)
         else:
             block = os.fstatvfs(fd).f_bsize
-            fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, (size // block).to_bytes(8, "little"))
+            fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, (size // block).to_bytes(8, byteorder))
     except OSError as error:
         text = f"{path}: {fstype} does not grow to {size} bytes: {error.strerror}"
         raise TtrpcError(status.INTERNAL, text) from None

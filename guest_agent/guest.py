@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+from sys import byteorder
 from time import CLOCK_REALTIME, clock_settime_ns
 
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 
 from . import block, libc
+from .ioctls import RNDADDENTROPY, RNDRESEEDCRNG
 from .storage import DRIVERS
 
 TYPE_CHECKING = False
@@ -33,8 +35,6 @@ FEATURES = [
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 _IO_COST = "/sys/fs/cgroup/io.cost.qos"  # in the root group where groups have a weight
 _SERVING = 1
-_RNDADDENTROPY = 0x40085203
-_RNDRESEEDCRNG = 0x5207
 _CPU = "/sys/devices/system/cpu"
 _MEMORY = "/sys/devices/system/memory"
 _ONLINE_SECONDS = 10.0
@@ -158,9 +158,9 @@ class Guest:
         data = request["data"]
         fd = os.open("/dev/random", os.O_RDWR | os.O_CLOEXEC)
         try:
-            counts = (len(data) * 8).to_bytes(4, "little") + len(data).to_bytes(4, "little")
-            fcntl.ioctl(fd, _RNDADDENTROPY, counts + data)
-            fcntl.ioctl(fd, _RNDRESEEDCRNG)
+            counts = (len(data) * 8).to_bytes(4, byteorder) + len(data).to_bytes(4, byteorder)
+            fcntl.ioctl(fd, RNDADDENTROPY, counts + data)
+            fcntl.ioctl(fd, RNDRESEEDCRNG)
         finally:
             os.close(fd)
 

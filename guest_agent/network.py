@@ -156,7 +156,7 @@ class Network:
         """Wait for a network device and return its present name.
 
         Args:
-            path: guest PCI path of a device just plugged in; "" takes any place.
+            path: guest PCI path or CCW id of a device just plugged in; "" takes any place.
             mac: its hardware address.
         """
 
@@ -229,8 +229,8 @@ class Network:
 
 
 def _names_at(path: str) -> list[str]:
-    """Names of the network devices on the PCI device at a path."""
-    folder = block.pci_folder(path)
+    """Names of the network devices on the device at a PCI path or CCW id."""
+    folder = block.folder_at(path)
     names = []
     for child in os.listdir(folder) if folder else ():
         net = f"{folder}/net" if child == "net" else f"{folder}/{child}/net"

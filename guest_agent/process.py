@@ -156,19 +156,20 @@ class _Attachment:
         process = self._process
         await self._stream.send({"channel": STDIN, "credit": STDIN_WINDOW})
         async with Nursery(self._loop) as helpers:
-            reader = helpers.spawn(self._receive())
-            writer = helpers.spawn(self._feed())
             async with Nursery(self._loop) as outputs:
+                reader = helpers.spawn(self._receive(outputs))
+                writer = helpers.spawn(self._feed())
                 outputs.spawn(self._pump(STDOUT, process.stdout))
                 if process.stderr is not None:
                     outputs.spawn(self._pump(STDERR, process.stderr))
             reader.cancel()
             writer.cancel()
 
-    async def _receive(self) -> None:
+    async def _receive(self, outputs: Nursery) -> None:
         while True:
             frame = await self._stream.receive()
-            if frame is None:
+            if frame is None:  # the host has let go, so no more credit comes
+                outputs.cancel()
                 return
             channel = frame["channel"]
             if channel == STDIN:

@@ -128,11 +128,10 @@ class Containers:
         container.storages = points
         self._containers[container_id] = container
         if container.cgroup:
-            self._runtime.background(
-                cgroup.watch_oom(
-                    self._runtime.loop, container.cgroup, lambda: self._report_oom(container_id)
-                )
+            container.oom = cgroup.OomWatch(
+                container.cgroup, lambda: self._report_oom(container_id)
             )
+            self._runtime.background(container.oom.run(self._runtime.loop))
 
     async def start(self, request: Message) -> None:
         """StartContainer."""

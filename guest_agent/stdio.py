@@ -9,8 +9,10 @@ import _socket
 import errno
 import fcntl
 import os
+from sys import byteorder
 from time import monotonic
 
+from .ioctls import FIONREAD, TIOCSWINSZ
 from .loop import Lock
 from .rpc import Spliced
 
@@ -31,8 +33,6 @@ SPLICE_MIN = 1 << 14
 # Output that trickles in is gathered for a moment, up to this many bytes.
 GATHER = 1 << 16
 GATHER_SECONDS = 0.001
-_FIONREAD = 0x541B
-_TIOCSWINSZ = 0x5414
 _SCM_RIGHTS_SPACE = 64
 
 
@@ -150,7 +150,7 @@ class Output:
         """Bytes in the pipe; 0 as well when they can't be counted or have to be read."""
         if self._fd < 0 or self._pending or self._terminal:
             return 0
-        return int.from_bytes(fcntl.ioctl(self._fd, _FIONREAD, bytes(4)), "little")
+        return int.from_bytes(fcntl.ioctl(self._fd, FIONREAD, bytes(4)), byteorder)
 
     async def _more(self) -> None:
         if self._cut is None:
@@ -227,8 +227,8 @@ class Input:
         Raises:
             OSError: it is closed.
         """
-        size = b"".join(n.to_bytes(2, "little") for n in (rows, columns, 0, 0))
-        fcntl.ioctl(self._fd, _TIOCSWINSZ, size)
+        size = b"".join(n.to_bytes(2, byteorder) for n in (rows, columns, 0, 0))
+        fcntl.ioctl(self._fd, TIOCSWINSZ, size)
 
     def close(self) -> None:
         """Close the descriptor; writers get BrokenPipeError."""
@@ -306,7 +306,7 @@ class Console:
             connection.close()
         for level, kind, payload in control:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                master = int.from_bytes(payload[:4], "little")
+                master = int.from_bytes(payload[:4], byteorder)
                 return Input(loop, os.dup(master), True), Output(loop, master, True), None
         raise OSError(errno.ENOMSG, "crun sent no terminal")
 

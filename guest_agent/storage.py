@@ -16,6 +16,7 @@ from shim.ttrpc.status import TtrpcError
 
 from . import block, libc
 from .log import log
+from .loop import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ _PROPAGATION = {
 }
 _CREATE_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory="
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
-_DRIVERS_WITH_DEVICE = frozenset({"blk", "mmioblk", "scsi", "nvdimm"})
+_DRIVERS_WITH_DEVICE = frozenset({"blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"})
 DRIVERS = (
     *sorted(_DRIVERS_WITH_DEVICE),
     "9p",
@@ -80,7 +81,7 @@ DRIVERS = (
     "virtio-fs",
 )
 # What one container mounts below a volume with rshared, others of the pod see with rslave.
-_PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "mmioblk", "scsi"})
+_PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "blk-ccw", "mmioblk", "scsi"})
 _DRIVER_SECONDS = 10.0  # emulated, on a busy host; the mount itself tells what is missing then
 _DRIVER_POLL_SECONDS = 0.02
 _ALWAYS, _ON_ROOT_MISMATCH = 0, 1
@@ -128,10 +129,11 @@ def mount(source: str, target: str, fstype: str, options: Sequence[str]) -> None
 class Storages:
     """The mount points in use, with their number of users."""
 
-    __slots__ = ("_loop", "_mounted", "_users")
+    __slots__ = ("_adding", "_loop", "_mounted", "_users")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._adding = Lock(loop)  # two containers may come with the same mount point at once
         self._users: dict[str, int] = {}
         self._mounted: set[str] = set()
 
@@ -151,7 +153,8 @@ class Storages:
         added: list[str] = []
         try:
             for storage in storages:
-                added.append(await self._add(storage, container_dir))  # noqa: PERF401
+                async with self._adding:
+                    added.append(await self._add(storage, container_dir))
         except BaseException:
             self.release(added)
             raise

@@ -33,6 +33,7 @@ from shim.ttrpc.status import TtrpcError
 
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
+_NO_EXIT_CODE = 255
 
 
 class Agent:
@@ -239,12 +240,12 @@ class Agent:
         """Wait for a process's end, however long it takes.
 
         Returns:
-            Its exit code, or 128 + signal.
+            Its exit code, or 128 + signal; 255 for what is no exit code.
         """
         reply = await self._kata.WaitProcess(
             agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
         )
-        return int(reply.status)
+        return reply.status if 0 <= reply.status < _NO_EXIT_CODE else _NO_EXIT_CODE
 
     async def stats(self, container_id: str, timeout: float) -> agent_pb2.StatsContainerResponse:
         """Read a container's cgroup and network counters."""

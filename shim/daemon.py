@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
+from protos.containerd import sandbox_pb2, streaming_pb2, task_v2_pb2, task_v3_pb2
 from protos.katapy import shim_pb2
 from shim import translate
 from shim.backends import load_backends
@@ -22,12 +22,14 @@ from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
-from shim.log import DEBUG
+from shim.log import DEBUG, open_fifo
 from shim.pod.declarable_sandbox import DeclarableSandbox
-from shim.pod.volumes import DirectVolumes
+from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.sandbox import Sandbox
 from shim.publisher import Publisher
 from shim.sandbox_service import SandboxService
 from shim.stages import Stages
+from shim.stdio.streaming import Streams
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
 from shim.ttrpc.server import Server
@@ -84,6 +86,7 @@ async def _serve(context: ShimContext) -> None:
     for warning in config.warnings:
         log.warning(warning)
     direct = DirectVolumes(context.group_id, context.socket_path)
+    streams = Streams()
     sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
@@ -97,34 +100,44 @@ async def _serve(context: ShimContext) -> None:
         log=log,
         refusal=refusal,
         direct=direct,
+        streams=streams,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
     )
 
     async def shutdown() -> None:
-        await sandbox.stop()
-        await publisher.drain(DRAIN_TIMEOUT_S)
-        ending.set()
+        await shut_down(sandbox, publisher, ending)
 
     services = [
         *_services(TaskService(sandbox, shutdown)),
         _sandbox_service(SandboxService(sandbox, shutdown)),
         _volume_service(VolumeService(direct)),
+        _streaming_service(streams),
     ]
     server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reap_orphans)
         nursery.start_soon(publisher.run)
-        nursery.start_soon(_handle_signals, ending, log.info)
+        nursery.start_soon(_handle_signals, ending, context.log_fifo)
         await nursery.start(sandbox.run)
         nursery.start_soon(server.serve, listener)
         await ending.wait()
+        streams.close()
         await server.drain(DRAIN_TIMEOUT_S)
         await sandbox.stop()
         await publisher.drain(DRAIN_TIMEOUT_S)
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+async def shut_down(sandbox: Sandbox, publisher: Publisher, ending: trio.Event) -> None:
+    """End the pod and then the shim, whether or not the client waits for the end."""
+    try:
+        await sandbox.stop()
+        await publisher.drain(DRAIN_TIMEOUT_S)
+    finally:
+        ending.set()
 
 
 def _sandbox_service(sandbox: SandboxService) -> Service:
@@ -179,11 +192,17 @@ def _volume_service(volumes: VolumeService) -> Service:
     return build_service(descriptor, {"Stats": volumes.stats, "Resize": volumes.resize})
 
 
-async def _handle_signals(ending: trio.Event, say: object) -> None:
-    """End on SIGTERM and SIGINT; dump every thread's stack on SIGUSR1."""
-    path = os.environ.get("KATAPY_STACKS", "/dev/null")
-    with open(path, "a", encoding="utf-8") as stacks:  # noqa: ASYNC230 - once, at start
-        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                ending.set()
+def _streaming_service(streams: Streams) -> Service:
+    descriptor = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
+    return build_service(descriptor, {"Stream": streams.serve})
+
+
+async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:
+    """End on SIGTERM and SIGINT; write every thread's stack into the log on SIGUSR1."""
+    stacks = open_fifo(log_fifo)
+    if stacks < 0:
+        stacks = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            ending.set()

@@ -129,6 +129,9 @@ def serve(context: ShimContext, listener: _socket.socket, site_packages: Sequenc
         sys.path.extend(site_packages)
         from importlib import import_module
 
+        from shim import unused
+
+        unused.leave_out()
         daemon = import_module("shim.daemon")
         context.stamp("imported")
         daemon.main(context)

@@ -54,7 +54,8 @@ class TaskService:
     ) -> task_v2_pb2.StateResponse:
         """Say where a process stands."""
         container = self._sandbox.container(request.id)
-        return translate.state_response(container.process(request.exec_id), container.bundle)
+        process, state = container.process(request.exec_id), container.state(request.exec_id)
+        return translate.state_response(process, state, container.bundle)
 
     async def delete(
         self, request: task_v2_pb2.DeleteRequest, _context: CallContext

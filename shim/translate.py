@@ -10,7 +10,6 @@ accept (contract §2.8).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from shim import events
 from shim.config.load import check_option_type
 from shim.errors import InvalidArgument, KatapyError
 from shim.metrics import cgroup_v1, cgroup_v2
+from shim.oci.spec import load_process, load_resources
 from shim.pod.process import Exit, Process
 from shim.pod.state import ProcessState
 from shim.requests import CreateContainer, ExecProcess, RootfsMount, StdioPaths
@@ -86,16 +86,9 @@ def pack(message: Message) -> AnyMessage:
     return AnyMessage(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
 
 
-def _json_object(value: AnyMessage, type_url: str, what: str) -> dict[str, Any]:
+def _check_type(value: AnyMessage, type_url: str, what: str) -> None:
     if value.type_url.removeprefix("type.googleapis.com/") != type_url:
         raise InvalidArgument(f"{what} is of type {value.type_url!r}, expected {type_url}")
-    try:
-        decoded = json.loads(value.value)
-    except ValueError as err:
-        raise InvalidArgument(f"{what} is not JSON: {err}") from None
-    if not isinstance(decoded, dict):
-        raise InvalidArgument(f"{what} is not a JSON object")
-    return decoded
 
 
 def create_request(request: task_v2_pb2.CreateTaskRequest) -> CreateContainer:
@@ -136,7 +129,9 @@ def exec_request(request: task_v2_pb2.ExecProcessRequest) -> ExecProcess:
     """
     if not request.exec_id:
         raise InvalidArgument(f"exec in {request.id}: the exec id is empty")
-    process = _json_object(request.spec, PROCESS_TYPE, f"the process of exec {request.exec_id}")
+    what = f"the process of exec {request.exec_id}"
+    _check_type(request.spec, PROCESS_TYPE, what)
+    process = load_process(request.spec.value, what)
     process["terminal"] = request.terminal
     return ExecProcess(
         container_id=request.id,
@@ -152,16 +147,17 @@ def resources(value: AnyMessage) -> dict[str, Any]:
     Raises:
         InvalidArgument: when they are not OCI LinuxResources.
     """
-    return _json_object(value, RESOURCES_TYPE, "resources")
+    _check_type(value, RESOURCES_TYPE, "resources")
+    return load_resources(value.value, "resources")
 
 
-def state_response(process: Process, bundle: str) -> task_v2_pb2.StateResponse:
+def state_response(process: Process, state: ProcessState, bundle: str) -> task_v2_pb2.StateResponse:
     """Say where a process stands."""
     response = task_v2_pb2.StateResponse(
         id=process.guest_id,
         bundle=bundle,
         pid=process.pid,
-        status=STATUS[process.state],
+        status=STATUS[state],
         stdin=process.paths.stdin,
         stdout=process.paths.stdout,
         stderr=process.paths.stderr,

@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from protos.kata.csi_pb2 import VolumeStatsResponse
 from protos.katapy.shim_pb2 import ResizeRequest, VolumeRequest
-from shim.pod.volumes import DirectVolumes
+from shim.pod.direct_volumes import DirectVolumes
 from shim.ttrpc.service import CallContext
 
 

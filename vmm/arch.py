@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from vmm.errors import InvalidConfig
 
@@ -24,6 +25,10 @@ class Architecture:
         kernel_package: Debian's kernel for it, the smallest one there is.
         machines: QEMU machine types we can drive, the default one first.
         console: guest device of the first serial port.
+        reports_panic: whether its machines tell QEMU of a panic without a device for it.
+        byte_order: of its numbers, as :data:`sys.byteorder` says it.
+        rootfs: file system of the guest image.
+        has_9p: whether that kernel can mount 9p.
         elf: whether the VMM wants the unpacked ELF kernel rather than Debian's file.
         emulated_cpu: CPU model under emulation.
     """
@@ -36,6 +41,10 @@ class Architecture:
     console: str
     elf: bool = False
     emulated_cpu: str = "max"
+    reports_panic: bool = False
+    byte_order: Literal["little", "big"] = "little"
+    rootfs: Literal["erofs", "squashfs"] = "erofs"
+    has_9p: bool = False
 
 
 _KNOWN = (
@@ -60,6 +69,40 @@ _KNOWN = (
         "ttyAMA0",
         # The architected pointer authentication costs half the speed of emulation.
         emulated_cpu="max,pauth-impdef=on",
+    ),
+    Architecture(
+        "ppc64le",
+        "ppc64el",
+        "ppc64le",
+        "linux-image-powerpc64le",
+        ("pseries",),
+        "hvc0",
+        emulated_cpu="power9",
+        reports_panic=True,
+        # Debian 12's kernel has pages of 64 KiB, with which it mounts no erofs of 4 KiB blocks.
+        rootfs="squashfs",
+        has_9p=True,
+    ),
+    Architecture(
+        "s390x",
+        "s390x",
+        "s390x",
+        "linux-image-s390x",
+        ("s390-ccw-virtio",),
+        "ttysclp0",
+        reports_panic=True,
+        byte_order="big",
+        has_9p=True,
+    ),
+    Architecture(
+        "riscv64",
+        "riscv64",
+        "riscv64",
+        "linux-image-riscv64",
+        ("virt",),
+        "ttyS0",
+        emulated_cpu="rv64",
+        has_9p=True,
     ),
 )
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({a.name: a for a in _KNOWN})

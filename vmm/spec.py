@@ -288,6 +288,21 @@ class MmioIndex:
 
 
 @dataclass(frozen=True)
+class CcwAddress:
+    """Where the guest finds a device on s390's channel bus; ``str()`` gives Kata's form.
+
+    Args:
+        number: device number, 0 to 0xffff. The virtual channel subsystem 0xfe of QEMU is the
+            guest's number 0.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"0.0.{self.number:04x}"
+
+
+@dataclass(frozen=True)
 class ScsiAddress:
     """Where the guest finds a disk of the SCSI controller; ``str()`` gives Kata's ``id:lun``."""
 
@@ -311,7 +326,7 @@ class DeviceNode:
         return self.path
 
 
-Address = PciPath | MmioIndex | ScsiAddress | DeviceNode
+Address = PciPath | MmioIndex | CcwAddress | ScsiAddress | DeviceNode
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _install(places: Places, progress: Progress, *, image: bool) -> None:
         compile_tree(PYTHON, source)
         binaries = places.prefix / "bin"
         binaries.mkdir(exist_ok=True)
-        write_launcher(binaries / SHIM, source, site_packages(venv))
+        write_launcher(binaries / SHIM, source, site_packages(venv), places.prefix / "bytecode")
         katapy = binaries / "katapy"
         katapy.write_text(_KATAPY.format(python=python, source=str(source)))
         katapy.chmod(0o755)

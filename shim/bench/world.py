@@ -167,7 +167,8 @@ class World:
         # The system's interpreter rather than a virtual environment's, as installed.
         python = os.path.realpath(sys.executable)
         target = binaries / SHIMS[KATAPY]
-        target.write_text(render_launcher(python, source, _site_packages()))
+        bytecode = str(self.folder / "bytecode")
+        target.write_text(render_launcher(python, source, bytecode, _site_packages()))
         target.chmod(0o755)
 
     def _config(self) -> str:

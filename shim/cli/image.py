@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which kernel (default: the configured one, else debian)",
     )
     build.add_argument("--arch", default="", help="architecture of the guest (default: the host's)")
+    build.add_argument(
+        "--release",
+        default="",
+        help="Debian release of its packages, such as sid (default: the host's)",
+    )
     build.add_argument("--quiet", action="store_true", help="no progress, only the result")
     show = actions.add_parser("list", help="list the images that are ready, the newest first")
     for action in (build, show):
@@ -50,7 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     kind = arguments.kernel or kernel_kind(config) or "debian"
     progress = _quiet if arguments.quiet else _progress()
-    image = build_image(kind, config.katapy.cache_dir, progress, architecture=arguments.arch)
+    image = build_image(
+        kind,
+        config.katapy.cache_dir,
+        progress,
+        architecture=arguments.arch,
+        release=arguments.release,
+    )
     if arguments.json:
         print(json.dumps(describe(image), indent=2))
     else:

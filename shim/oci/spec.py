@@ -105,6 +105,21 @@ def load_process(text: bytes, origin: str) -> Spec:
     return process
 
 
+def load_resources(text: bytes, origin: str) -> Spec:
+    """Parse the OCI ``linux.resources`` of an update request.
+
+    Args:
+        text: JSON, the value of the request's ``resources`` Any.
+        origin: what to call it in errors.
+
+    Raises:
+        InvalidArgument: it is no JSON, or of the wrong shape.
+    """
+    resources = parse_json(text, origin)
+    check_shape(resources, _SHAPE["linux"]["resources"], origin)
+    return resources
+
+
 def parse_json(text: bytes, origin: str) -> Spec:
     """Parse a JSON object, without its null members.
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from shim.log import Log
-from vmm.events import ConsoleLine, VmmLog
+from vmm.events import ConsoleLine, Event, VmmLog
 from vmm.hypervisor import Hypervisor
 
 
@@ -21,22 +21,21 @@ async def console_logged(hypervisor: Hypervisor, log: Log) -> AsyncIterator[None
         log: gets a line for each line, with its source.
     """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_copy, hypervisor, log)
-        await trio.lowlevel.checkpoint()  # so that it has subscribed
-        try:
-            yield
-        except BaseException as error:
-            failure = error  # raised again outside the nursery, which would wrap it
-        nursery.cancel_scope.cancel()
+    with hypervisor.subscribe() as events:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_copy, events, log)
+            try:
+                yield
+            except BaseException as error:
+                failure = error  # raised again outside the nursery, which would wrap it
+            nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
 
-async def _copy(hypervisor: Hypervisor, log: Log) -> None:
-    with hypervisor.subscribe() as events:
-        async for event in events:
-            if isinstance(event, ConsoleLine):
-                log.info(event.line, source="console")
-            elif isinstance(event, VmmLog):
-                log.info(event.line, source="vmm")
+async def _copy(events: AsyncIterator[Event], log: Log) -> None:
+    async for event in events:
+        if isinstance(event, ConsoleLine):
+            log.info(event.line, source="console")
+        elif isinstance(event, VmmLog):
+            log.info(event.line, source="vmm")

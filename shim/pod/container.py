@@ -11,7 +11,7 @@ import trio
 from protos.kata import agent_pb2
 from shim.agent import Agent
 from shim.cleanup.rollback import Rollback
-from shim.errors import AlreadyExists, KatapyError, NotFound, Unavailable
+from shim.errors import AlreadyExists, FailedPrecondition, KatapyError, NotFound, Unavailable
 from shim.events import (
     Publish,
     TaskDelete,
@@ -103,6 +103,16 @@ class Container:
         except KeyError:
             raise NotFound(f"exec {exec_id} of container {self.id} does not exist") from None
 
+    def state(self, exec_id: str) -> ProcessState:
+        """Where init (empty id) or an exec stands; a frozen container's execs are so too.
+
+        Raises:
+            NotFound: when there is no such exec.
+        """
+        state = self.process(exec_id).state
+        frozen = self.init.state is ProcessState.PAUSED
+        return ProcessState.PAUSED if frozen and state is ProcessState.RUNNING else state
+
     def running_execs(self) -> list[Process]:
         """The execs that run now."""
         return [
@@ -123,10 +133,11 @@ class Container:
             init.lifecycle.require("start", ProcessState.CREATED)
             # Links attached between Create and Start are there when init looks.
             await self._pod.settle_network()
-            await self._pod.agent.start_container(self.id)
-            init.lifecycle.move(ProcessState.RUNNING)
-            await self._started()
-            self._publish(TaskStart(self.id, init.pid))
+            with trio.CancelScope(shield=True):  # what the guest has begun is noted here too
+                await self._pod.agent.start_container(self.id)
+                init.lifecycle.move(ProcessState.RUNNING)
+                await self._started()
+                self._publish(TaskStart(self.id, init.pid))
         return init
 
     async def _start_exec(self, exec_id: str) -> Process:
@@ -137,21 +148,23 @@ class Container:
             self.init.lifecycle.require(f"start exec {exec_id} in", ProcessState.RUNNING)
             try:
                 stdio = await self._pod.open_stdio(self.id, request)
-                try:
-                    await self._pod.agent.exec_process(
-                        self.id, exec_id, guest_process(request.process)
-                    )
-                    await self._pod.supervise(process, stdio, _nothing)
-                except BaseException:
-                    with trio.CancelScope(shield=True):
-                        await stdio.aclose()
-                    raise
+                with trio.CancelScope(shield=True):  # as in `start`
+                    await self._run_exec(process, request, stdio)
             except Exception:
                 process.start_failed()
                 raise
             process.lifecycle.move(ProcessState.RUNNING)
             self._publish(TaskExecStarted(self.id, exec_id, process.pid))
         return process
+
+    async def _run_exec(self, process: Process, request: ExecProcess, stdio: Stdio) -> None:
+        try:
+            spec = guest_process(request.process)
+            await self._pod.agent.exec_process(self.id, process.exec_id, spec)
+            await self._pod.supervise(process, stdio, _nothing)
+        except BaseException:
+            await stdio.aclose()
+            raise
 
     def add_exec(self, request: ExecProcess) -> None:
         """Register an exec; :meth:`start` runs it.
@@ -172,11 +185,13 @@ class Container:
         """Forget an exec that has ended or was never started.
 
         Raises:
-            FailedPrecondition: while it runs.
+            FailedPrecondition: while it runs or is being started.
             NotFound: when there is no such exec.
         """
         process = self.process(exec_id)
         process.lifecycle.require("delete", ProcessState.STOPPED, ProcessState.CREATED)
+        if process.starting.locked():
+            raise FailedPrecondition(f"cannot delete exec {exec_id}: it is being started")
         del self._execs[exec_id]
         if process.state is ProcessState.CREATED:
             process.never_started()
@@ -226,9 +241,10 @@ class Container:
             FailedPrecondition: unless it runs.
         """
         self.init.lifecycle.require("pause", ProcessState.RUNNING)
-        await self._pod.agent.pause(self.id)
-        self.init.lifecycle.move(ProcessState.PAUSED)
-        self._publish(TaskPaused(self.id))
+        with trio.CancelScope(shield=True):  # as in `start`
+            await self._pod.agent.pause(self.id)
+            self.init.lifecycle.move(ProcessState.PAUSED)
+            self._publish(TaskPaused(self.id))
 
     async def resume(self) -> None:
         """Thaw every process.
@@ -237,9 +253,10 @@ class Container:
             FailedPrecondition: unless it is paused.
         """
         self.init.lifecycle.require("resume", ProcessState.PAUSED)
-        await self._pod.agent.resume(self.id)
-        self.init.lifecycle.move(ProcessState.RUNNING)
-        self._publish(TaskResumed(self.id))
+        with trio.CancelScope(shield=True):  # as in `start`
+            await self._pod.agent.resume(self.id)
+            self.init.lifecycle.move(ProcessState.RUNNING)
+            self._publish(TaskResumed(self.id))
 
     async def kill(self, exec_id: str, signal: int, *, everything: bool) -> None:
         """Send a signal to init or an exec, or to everything in the container.

@@ -116,8 +116,8 @@ class Process:
                 # The agent or the whole VM is gone, and the process with it.
                 relay.abandon()
                 status = await lost_status()
+            ended = time.time_ns()  # its last output may take a while to be read
             await relay.finish()
-        ended = time.time_ns()
         await before_exit()
         async with self.starting:
             self.ended(Exit(status, ended), announce=self.state is not ProcessState.NEW)

@@ -41,16 +41,19 @@ from shim.pod.annotations import annotated
 from shim.pod.builder import Backends, PodBuilder
 from shim.pod.container import Container
 from shim.pod.creation import Place, create_in_guest, make_place
+from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.life import PodLife
 from shim.pod.pause import PauseContainer
 from shim.pod.process import Process
+from shim.pod.ready import Ready
 from shim.pod.stand_in import open_stand_in
 from shim.pod.state import SANDBOX_TRANSITIONS, Lifecycle, ProcessState, SandboxState
 from shim.pod.vm import PodVm
-from shim.pod.volumes import DirectVolumes, VolumeMeans
+from shim.pod.volumes import VolumeMeans
 from shim.requests import CreateContainer, ExecProcess
 from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
+from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
 
@@ -69,6 +72,7 @@ class Sandbox:
         log: the shim's log.
         stages: the pod's start.
         direct: the direct-assigned volumes that the pod uses.
+        streams: the streams that clients open for stdio.
         refusal: why no container can be made here, such as a wrong configuration.
     """
 
@@ -85,6 +89,7 @@ class Sandbox:
         log: Log,
         stages: Stages,
         direct: DirectVolumes,
+        streams: Streams,
         refusal: KatapyError | None = None,
     ) -> None:
         self.id = sandbox_id
@@ -93,6 +98,7 @@ class Sandbox:
         self._given_config = self._config = config
         self._ledger = ledger
         self._direct = direct
+        self._streams = streams
         self._publish = publish
         self._log = log
         self._stages = stages
@@ -239,13 +245,16 @@ class Sandbox:
         )
         hooks, volumes = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
-        container.init.lifecycle.move(ProcessState.CREATED)
 
         async def before_exit() -> None:
             await container.end_execs()
             await volumes.bring_back(self._log)
 
         await self.supervise(container.init, stdio, before_exit)
+        if container.init.exit is not None:
+            raise Unavailable(f"container {container.id} ended while it was created")
+        # Not before: the end of a container that nobody was told of is no event.
+        container.init.lifecycle.move(ProcessState.CREATED)
         if self._stages.reached("created"):
             self._log.info("the pod's first container is made", stages=str(self._stages))
         return container
@@ -277,8 +286,13 @@ class Sandbox:
         container = self.container(container_id)
         if container.deleting:
             raise NotFound(f"container {container_id!r} is being deleted")
-        await container.delete()
-        self._containers.pop(container_id, None)
+        # Carried to its end, in bounded time: nobody could ask again for the rest of it.
+        with trio.CancelScope(shield=True):
+            try:
+                await container.delete()
+            finally:
+                if container.deleting:
+                    self._containers.pop(container_id, None)
         return container.init
 
     async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
@@ -305,6 +319,7 @@ class Sandbox:
             container_id=container_id,
             namespace=self._namespace,
             record=partial(self._record_logger, container_id),
+            streams=self._streams,
         )
 
     def _record_logger(self, container_id: str, pid: int) -> Callable[[], None]:
@@ -328,12 +343,11 @@ class Sandbox:
         lost_status = partial(place.resources.lost_status, process)
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
+            ready = Ready(task_status)
             try:
-                await process.supervise(
-                    agent, stdio, before_exit, lost_status, task_status=task_status
-                )
+                await process.supervise(agent, stdio, before_exit, lost_status, task_status=ready)
             except Exception as err:
-                if process.state is ProcessState.CREATED or process.state is ProcessState.NEW:
+                if not ready.said:
                     raise
                 self._log.error(f"{process.event_id} is no longer looked after: {err!r}")
                 process.lost()
@@ -394,22 +408,15 @@ class Sandbox:
         await self._nursery.start(self._run_vm, vm)
 
     async def _run_vm(self, vm: PodVm, *, task_status: trio.TaskStatus[None]) -> None:
-        ready = False
-
-        class Ready(trio.TaskStatus[None]):
-            def started(self, value: None = None) -> None:
-                nonlocal ready
-                ready = True
-                task_status.started()
-
+        ready = Ready(task_status)
         try:
-            await vm.run(task_status=Ready())
+            await vm.run(task_status=ready)
         except Exception as err:
-            if not ready:
+            if not ready.said:
                 raise
             self._log.error(f"the VM of pod {self.id} did not end well: {err!r}")
         finally:
-            if ready:
+            if ready.said:
                 self.life.ended()
 
     async def _stop_vm(self) -> None:

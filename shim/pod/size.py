@@ -133,7 +133,8 @@ class PodSize:
                 await self._grow()
                 await apply(dict(changes), self.guest_cpus(changes))
             except BaseException:
-                self._resources[container_id] = before
+                if container_id in self._resources:  # else it was deleted meanwhile
+                    self._resources[container_id] = before
                 self._released.set()
                 raise
             await self._shrink(SHRINK_TIMEOUT_S)

@@ -6,6 +6,7 @@ attached through the same typed devices, cold or hot.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -101,13 +102,15 @@ def plan_vm(
     rule = size_rule(config)
     size = size or rule.size(Demand())
     machine = choose_machine(config)
-    kernel, initrd, rootfs, kernel_args, tuned = _guest_files(config)
-    shared_fs = choose_shared_fs(config, has_9p=tuned)
+    kernel, initrd, rootfs, kernel_args, has_9p = _guest_files(config)
+    shared_fs = choose_shared_fs(config, has_9p=has_9p)
     share_dir = runtime_dir / "shared"
     socket = runtime_dir / "virtiofsd.sock"
     channel = choose_channel(config)
     devices: list[Device] = [RngDevice()]
-    if not isinstance(vm, Firecracker) and machine != "microvm":  # which have no such device
+    arch = architecture(config.katapy.guest_arch)
+    # Firecracker and microvm have no such device.
+    if not (isinstance(vm, Firecracker) or machine == "microvm" or arch.reports_panic):
         devices.append(PanicDevice())
     devices.append(BalloonDevice(free_page_reporting=vm.reclaim_guest_freed_memory))
     if shared_fs == "virtio-fs" and isinstance(vm, SharingHypervisor):
@@ -248,10 +251,20 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
         has_9p: whether the guest's kernel is known to have 9p.
 
     Raises:
-        ConfigError: the guest's kernel has no 9p.
+        ConfigError: the guest's kernel has no 9p, or virtio-fs can't reach it.
     """
     vm = config.hypervisor
     chosen = vm.shared_fs
+    arch = architecture(config.katapy.guest_arch)
+    if arch.byte_order != sys.byteorder and isinstance(vm, Qemu):
+        # The messages of virtio-fs are in the guest's order, and no virtiofsd turns them round.
+        if chosen == "virtio-fs" or vm.rootless:
+            key = "shared_fs = 'virtio-fs'" if chosen == "virtio-fs" else "rootless = true"
+            raise ConfigError(
+                f"[{vm.section}] {key}: a {arch.name} guest has the other byte order than this "
+                "host, so its files can only come by 9p, for which QEMU must be root"
+            )
+        chosen = "virtio-9p" if chosen == "auto" else chosen
     if chosen == "auto":
         if not isinstance(vm, SharingHypervisor):
             return "none"
@@ -267,7 +280,7 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
 
 
 def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
-    """Kernel, initrd, root, kernel arguments, and whether the kernel is the tuned one."""
+    """Kernel, initrd, root, kernel arguments, and whether the kernel is known to have 9p."""
     vm = config.hypervisor
     if vm.kernel is not None and vm.image is not None:
         root = "rootfstype=erofs ro"
@@ -283,5 +296,5 @@ def _guest_files(config: Config) -> tuple[Path, Path | None, Path, str, bool]:
         vm.initrd or image.initrd,
         vm.image or image.rootfs,
         image.kernel_args,
-        image.kind == "tuned",
+        image.kind == "tuned" or architecture(image.architecture).has_9p,
     )

@@ -14,17 +14,18 @@ from typing import NamedTuple
 
 import trio
 
-from protos.kata import agent_pb2, csi_pb2
+from protos.kata import agent_pb2
 from shim.cleanup.ledger import Ledger
 from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
-from shim.errors import InvalidArgument, NotFound
 from shim.log import Log
 from shim.oci.mounts import HostMount
+from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.ready import Ready
 from shim.pod.vm import PodVm
 from shim.sockets import sha256_hex
 from shim.storage import direct_volume
-from shim.storage.disk import make_scratch, size_of
+from shim.storage.disk import make_scratch
 from shim.storage.disks import disk
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
@@ -52,7 +53,7 @@ from shim.storage.volumes import (
     plan_volume,
 )
 from vmm.hypervisor import Hypervisor
-from vmm.spec import AttachedDevice, BlockDevice
+from vmm.spec import AttachedDevice
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
@@ -113,72 +114,6 @@ def _below_is_writable(plan: SharedVolume, mount: HostMount) -> bool:
 
 def _follows(mount: HostMount) -> bool:
     return any(word.endswith(("shared", "slave")) for word in mount.propagation)
-
-
-class DirectVolumes:
-    """The direct-assigned volumes that a pod uses, for whoever asks about them.
-
-    Args:
-        sandbox_id: the pod's id.
-        address: where the shim is reached about them.
-    """
-
-    def __init__(self, sandbox_id: str, address: str) -> None:
-        self.sandbox_id = sandbox_id
-        self.address = address
-        self._used: dict[str, tuple[str, AttachedDevice, PodVm]] = {}
-
-    def add(self, volume_path: str, point: str, handle: AttachedDevice, vm: PodVm) -> None:
-        """Take one in that is mounted at ``point`` in the guest."""
-        self._used[volume_path] = (point, handle, vm)
-
-    def remove(self, volume_path: str) -> None:
-        """Forget one. Idempotent."""
-        self._used.pop(volume_path, None)
-
-    async def stats(self, volume_path: str) -> csi_pb2.VolumeStatsResponse:
-        """Sizes of one as the guest sees them.
-
-        Raises:
-            NotFound: the pod does not use it.
-        """
-        point, _, vm = self._find(volume_path)
-        return await vm.agent.volume_stats(point)
-
-    async def resize(self, volume_path: str, size: int) -> None:
-        """Grow one, disk and file system, while it is in use.
-
-        Args:
-            volume_path: its path on the host.
-            size: bytes; an image file grows with it, a device has to have them.
-
-        Raises:
-            NotFound: the pod does not use it.
-            InvalidArgument: it is to shrink, or the device is smaller than that.
-            Unsupported: the VMM can't tell the guest of a new size.
-        """
-        point, handle, vm = self._find(volume_path)
-        assert isinstance(handle.device, BlockDevice)
-        path = str(handle.device.path)
-        now, is_file = await trio.to_thread.run_sync(size_of, path)
-        if size < now:
-            raise InvalidArgument(
-                f"volume {volume_path} has {now} bytes and can't shrink to {size}"
-            )
-        if size > now and not is_file:
-            raise InvalidArgument(
-                f"volume {volume_path}: {path} has {now} bytes; grow the device first"
-            )
-        await vm.hypervisor.resize_block(handle, size)
-        await vm.agent.resize_volume(point, size)
-
-    def _find(self, volume_path: str) -> tuple[str, AttachedDevice, PodVm]:
-        try:
-            return self._used[os.path.normpath(volume_path)]
-        except KeyError:
-            raise NotFound(
-                f"pod {self.sandbox_id} has no direct-assigned volume {volume_path}"
-            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,22 +320,14 @@ class PodVolumes:
         """Run a task of the volume's; its failure is the caller's until it is ready."""
         scope = trio.CancelScope()
         ended = trio.Event()
-        ready = False
 
         async def guarded(*, task_status: trio.TaskStatus[None]) -> None:
-            nonlocal ready
-
-            class Ready(trio.TaskStatus[None]):
-                def started(self, value: None = None) -> None:
-                    nonlocal ready
-                    ready = True
-                    task_status.started()
-
+            ready = Ready(task_status)
             try:
                 with scope:
-                    await work(task_status=Ready())
+                    await work(task_status=ready)
             except Exception as error:
-                if not ready:
+                if not ready.said:
                     raise
                 if not self._gone():
                     self._log.error(f"{what} has ended: {error!r}")

@@ -30,6 +30,9 @@ class Sink(Protocol):
     async def write(self, data: bytes | memoryview) -> None:
         """Take all of ``data``; waits as long as the reader does not read."""
 
+    async def settle(self) -> None:
+        """Wait, behind the last write, until the reader can't lose any of it."""
+
     def release(self) -> None:
         """From now on a vanished reader means that nobody wants the data."""
 
@@ -37,11 +40,27 @@ class Sink(Protocol):
         """Give the reader its end of file. Idempotent."""
 
 
+class Source(Protocol):
+    """Where a process's stdin comes from."""
+
+    async def read(self) -> bytes:
+        """Return the next bytes, or nothing at the end."""
+
+    def close_write(self) -> None:
+        """End it after the bytes that are there now. Idempotent."""
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+
+
 class NullSink:
     """Discards."""
 
     async def write(self, data: bytes | memoryview) -> None:
         """Take all of ``data`` and forget it."""
+
+    async def settle(self) -> None:
+        """Do nothing."""
 
     def release(self) -> None:
         """Do nothing."""
@@ -98,6 +117,9 @@ class PipeSink:
                 _log.warning("stdio %s: the reader is gone, output is dropped", self._name)
                 self.close()
 
+    async def settle(self) -> None:
+        """Do nothing; what is in a FIFO stays there for its reader."""
+
     def release(self) -> None:
         """Close the guard: from now on a FIFO without a client's reader is EPIPE."""
         guard, self._guard = self._guard, None
@@ -136,6 +158,9 @@ class FileSink:
         except OSError as error:
             _log.warning("stdio %s: %s, output is dropped", self._path, error.strerror)
             self.close()
+
+    async def settle(self) -> None:
+        """Do nothing; what is in the file stays there."""
 
     def release(self) -> None:
         """Do nothing; a file has no reader."""

@@ -107,6 +107,7 @@ class Relay:
             # Whoever waits for the process learns it as well, and decides.
             _log.debug("%s", error)
         else:
+            await sink.settle()
             sink.close()
         self._outputs_left -= 1
         if not self._outputs_left:

@@ -10,8 +10,16 @@ from collections.abc import Iterator
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound
 from shim.stdio.frames import STDERR, STDOUT
 from shim.stdio.logger import Logger, Record, start_logger
-from shim.stdio.pipes import FifoSource, FileSink, NullSink, PipeSink, Sink
-from shim.stdio.target import FileTarget, LoggerTarget, PathTarget, parse_stdin, parse_target
+from shim.stdio.pipes import FifoSource, FileSink, NullSink, PipeSink, Sink, Source
+from shim.stdio.streaming import Streams
+from shim.stdio.target import (
+    FileTarget,
+    LoggerTarget,
+    PathTarget,
+    StreamTarget,
+    parse_stdin,
+    parse_target,
+)
 
 
 class Stdio:
@@ -29,7 +37,7 @@ class Stdio:
 
     def __init__(
         self,
-        stdin: FifoSource | None,
+        stdin: Source | None,
         outputs: dict[int, Sink],
         *,
         terminal: bool = False,
@@ -69,27 +77,31 @@ async def open_stdio(
     container_id: str,
     namespace: str,
     record: Record | None = None,
+    streams: Streams | None = None,
 ) -> Stdio:
     """Open what a Create or Exec request names, without waiting for any client.
 
     Args:
-        stdin: FIFO path, or empty.
-        stdout: FIFO path, ``file://``, ``binary://`` or ``binary-v2://`` URI, or
-            empty to discard.
+        stdin: FIFO path, ``ttrpc+unix://`` URL of a stream, or empty.
+        stdout: FIFO path, ``file://``, ``binary://``, ``binary-v2://`` or
+            ``ttrpc+unix://`` URI, or empty to discard.
         stderr: as ``stdout``; ignored with a terminal and for ``file://``, where
             both outputs go to the file of stdout.
         terminal: the process has one stream for both outputs.
         container_id: for the environment of a logging program.
         namespace: containerd's, for the same.
         record: told of the logging program's process.
+        streams: the streams that clients open; None for none of their own.
 
     Raises:
         InvalidArgument: malformed, or a logging program that does not start.
         NotFound: a path that is not there.
-        Unimplemented: a streaming URL.
+        Unimplemented: streams by anything but ttrpc on a unix socket.
+        AlreadyExists: a stream that another process has.
         DeadlineExceeded: the logging program does not get ready.
         Internal: a path that can't be opened.
     """
+    streams = streams or Streams()
     source_target = parse_stdin(stdin)
     target = parse_target(stdout)
     channels = [(STDOUT, target)]
@@ -100,13 +112,13 @@ async def open_stdio(
     with contextlib.ExitStack() as undo:
         outputs: dict[int, Sink] = {}
         logger: Logger | None = None
-        source: FifoSource | None = None
+        source: Source | None = None
         if source_target is not None:
-            source = _open_source(source_target)
+            source = _open_source(source_target, streams)
             undo.callback(source.close)
         for channel, wanted in channels:
             if not isinstance(wanted, LoggerTarget):
-                outputs[channel] = _open_sink(wanted)
+                outputs[channel] = _open_sink(wanted, streams)
                 undo.callback(outputs[channel].close)
         loggers = {wanted for _, wanted in channels if isinstance(wanted, LoggerTarget)}
         if len(loggers) > 1:
@@ -123,16 +135,20 @@ async def open_stdio(
     return Stdio(source, outputs, terminal=terminal, logger=logger)
 
 
-def _open_sink(target: PathTarget | FileTarget | None) -> Sink:
+def _open_sink(target: PathTarget | FileTarget | StreamTarget | None, streams: Streams) -> Sink:
     if target is None:
         return NullSink()
+    if isinstance(target, StreamTarget):
+        return streams.sink(target.stream_id)
     with _errors_for(target.path):
         if isinstance(target, PathTarget) and stat.S_ISFIFO(os.stat(target.path).st_mode):
             return PipeSink.open_fifo(target.path)
         return FileSink(target.path)
 
 
-def _open_source(target: PathTarget) -> FifoSource:
+def _open_source(target: PathTarget | StreamTarget, streams: Streams) -> Source:
+    if isinstance(target, StreamTarget):
+        return streams.source(target.stream_id)
     with _errors_for(target.path):
         if not stat.S_ISFIFO(os.stat(target.path).st_mode):
             raise InvalidArgument(f"stdin {target.path}: not a FIFO")

@@ -38,15 +38,22 @@ class LoggerTarget:
     must_signal_ready: bool
 
 
-Target = PathTarget | FileTarget | LoggerTarget
+@dataclass(frozen=True, slots=True)
+class StreamTarget:
+    """``ttrpc+unix://``: a stream of this id, which the client opens to the shim."""
+
+    stream_id: str
+
+
+Target = PathTarget | FileTarget | LoggerTarget | StreamTarget
 
 
 def parse_target(value: str) -> Target | None:
     """Parse a stdout or stderr string; ``None`` means discard.
 
     Raises:
-        InvalidArgument: unknown scheme or no absolute path.
-        Unimplemented: a streaming URL.
+        InvalidArgument: unknown scheme, no absolute path or no id.
+        Unimplemented: streams by anything but ttrpc on a unix socket.
     """
     if not value:
         return None
@@ -60,21 +67,22 @@ def parse_target(value: str) -> Target | None:
         return LoggerTarget(
             _absolute(unquote(url.path), value), _arguments(url.query), scheme == "binary-v2"
         )
-    raise _refused(scheme, value)
+    return _stream(scheme, url.path, url.query, value)
 
 
-def parse_stdin(value: str) -> PathTarget | None:
-    """Parse a stdin string, which is a FIFO's path or empty.
+def parse_stdin(value: str) -> PathTarget | StreamTarget | None:
+    """Parse a stdin string: a FIFO's path, a stream, or empty.
 
     Raises:
-        InvalidArgument: a URL of an unknown scheme or no absolute path.
-        Unimplemented: a streaming URL.
+        InvalidArgument: a URL of an unknown scheme, no absolute path or no id.
+        Unimplemented: streams by anything but ttrpc on a unix socket.
     """
     if not value:
         return None
     scheme, separator, _ = value.partition("://")
     if separator:
-        raise _refused(scheme, value)
+        url = urlsplit(value)
+        return _stream(scheme, url.path, url.query, value)
     return PathTarget(_absolute(value, value))
 
 
@@ -92,7 +100,16 @@ def _absolute(path: str, value: str) -> str:
     return path
 
 
-def _refused(scheme: str, value: str) -> InvalidArgument | Unimplemented:
-    if scheme.startswith("ttrpc+") or scheme.startswith("grpc+"):
-        return Unimplemented(f"stdio {value!r}: streaming I/O is not available, use io_type fifo")
-    return InvalidArgument(f"stdio {value!r}: the scheme must be file, binary or binary-v2")
+def _stream(scheme: str, path: str, query: str, value: str) -> StreamTarget:
+    protocol, separator, _ = scheme.partition("+")
+    if not separator or protocol not in ("ttrpc", "grpc"):
+        raise InvalidArgument(
+            f"stdio {value!r}: the scheme must be file, binary, binary-v2 or ttrpc+unix"
+        )
+    if scheme != "ttrpc+unix":
+        raise Unimplemented(f"stdio {value!r}: streams are served by ttrpc+unix only")
+    _absolute(path, value)
+    stream_id = dict(parse_qsl(query)).get("streaming_id", "")
+    if not stream_id:
+        raise InvalidArgument(f"stdio {value!r}: no streaming_id")
+    return StreamTarget(stream_id)

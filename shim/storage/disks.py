@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shim.config.hypervisors import AnyHypervisor
 
 _SCSI_ADDRESS = re.compile(r"\d+:\d+")
+_CCW_ADDRESS = re.compile(r"[0-9a-f]+\.[0-3]\.[0-9a-f]{4}")
 _BITS = 8
 
 
@@ -63,4 +64,6 @@ def rate_limit(vm: AnyHypervisor) -> RateLimit | None:
 
 def agent_driver(address: str) -> str:
     """Return the agent's name for the kind of disk that is found at an address."""
+    if _CCW_ADDRESS.fullmatch(address):
+        return "blk-ccw"
     return "scsi" if _SCSI_ADDRESS.fullmatch(address) else "blk"

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -78,7 +76,7 @@ async def mount(
     if not (entry.type == "overlay" and (options.uid_map or options.gid_map)):
         scratch, noted = "", None
     else:
-        scratch = f"{tempfile.gettempdir()}/katapy-idmap-{secrets.token_hex(8)}"
+        scratch = f"{os.environ.get('TMPDIR', '/tmp')}/katapy-idmap-{os.urandom(8).hex()}"
         noted = recorder.add("dir", path=scratch, tree=True)
 
     def call() -> None:

@@ -155,12 +155,13 @@ class ServerConnection(_Connection):
     after that, and on calls the peer has aborted, is dropped.
     """
 
-    __slots__ = ("_last_id", "_open")
+    __slots__ = ("_closed", "_last_id", "_open")
 
     def __init__(self) -> None:
         super().__init__()
         self._last_id = 0
         self._open: dict[int, bool] = {}  # active calls: whether the client may send data
+        self._closed: set[int] = set()  # those whose client was told that we send no more
 
     @property
     def active(self) -> int:
@@ -198,7 +199,7 @@ class ServerConnection(_Connection):
 
     def fail(self, stream_id: int, code: int, message: str) -> None:
         """Answer a call with a status other than OK."""
-        if self._open.pop(stream_id, None) is not None:
+        if self._open.pop(stream_id, None) is not None and not self._was_closed(stream_id):
             self._refuse(stream_id, code, message)
 
     def send_data(self, stream_id: int, *parts: Buffer) -> None:
@@ -207,17 +208,30 @@ class ServerConnection(_Connection):
         Raises:
             TtrpcError: RESOURCE_EXHAUSTED, the message is too large; the stream lives on.
         """
-        if stream_id in self._open:
+        if stream_id in self._open and stream_id not in self._closed:
             self._send_parts(stream_id, parts)
+
+    def close_send(self, stream_id: int) -> None:
+        """Tell the client that nothing more comes on a stream; receiving goes on."""
+        if stream_id in self._open and stream_id not in self._closed:
+            self._closed.add(stream_id)
+            self._send(stream_id, DATA, _CLOSE, b"")
 
     def end(self, stream_id: int) -> None:
         """End a stream with success."""
-        if self._open.pop(stream_id, None) is not None:
+        if self._open.pop(stream_id, None) is not None and not self._was_closed(stream_id):
             self._send(stream_id, DATA, _CLOSE, b"")
 
     def abandon_all(self) -> None:
         """Drop every answer from now on: the client is gone."""
         self._open.clear()
+        self._closed.clear()
+
+    def _was_closed(self, stream_id: int) -> bool:
+        """Whether the client knows the end already; asked once, at the end."""
+        known = stream_id in self._closed
+        self._closed.discard(stream_id)
+        return known
 
     def _refuse(self, stream_id: int, code: int, message: str) -> None:
         # The text may quote what the peer sent: keep the frame far below the limit.

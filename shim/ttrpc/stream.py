@@ -145,6 +145,11 @@ class ServerStream:
         await trio.lowlevel.checkpoint()
         await self._transport.wait_for_room()
 
+    def close_send(self) -> None:
+        """Tell the client that no more messages come; receiving goes on."""
+        self._protocol.close_send(self._stream_id)
+        self._transport.flush()
+
 
 class ClientStream:
     """The caller's side of a streaming call. Messages are encoded.

@@ -1,7 +1,8 @@
 """A containerd with its CRI plugin on, in a network namespace of its own.
 
 The handlers are katapy, katapy-sandbox (containerd 2.x: the shim's own sandbox API, no
-pause container) and runc, to see what a test would find without a VM.
+pause container), katapy-streaming (the same, and stdio by streams to the shim) and runc, to
+see what a test would find without a VM.
 
 Source: containerd docs/cri/config.md for each version of the file's format.
 """
@@ -91,7 +92,10 @@ def cri_config(folder: Path, runtime: Runtime, *, version: int, plugins: Path) -
     handlers = [_handler(table, "runc", "io.containerd.runc.v2")]
     handlers.append(_handler(table, "katapy", runtime.name))
     if version == 3:
-        handlers.append(_handler(table, "katapy-sandbox", runtime.name, 'sandboxer = "shim"'))
+        shim = 'sandboxer = "shim"'
+        streaming = f'{shim}\n  io_type = "streaming"'
+        handlers.append(_handler(table, "katapy-sandbox", runtime.name, shim))
+        handlers.append(_handler(table, "katapy-streaming", runtime.name, streaming))
     return f"""\
 version = {version}
 root = "{folder / "root"}"
@@ -118,7 +122,6 @@ def _handler(table: str, name: str, runtime: str, extra: str = "") -> str:
     return f"""\
 [{table}.{name}]
   runtime_type = "{runtime}"
-  privileged_without_host_devices = true
   pod_annotations = ["io.katapy.*"]
   container_annotations = ["io.katapy.*"]
   {extra}

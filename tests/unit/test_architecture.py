@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.pod.sandbox",),
     ("shim.pod.creation",),
     ("shim.pod.builder", "shim.pod.container_files"),
-    ("shim.pod.resources", "shim.pod.volumes", "shim.pod.vfio"),
+    ("shim.pod.resources", "shim.pod.volumes", "shim.pod.direct_volumes", "shim.pod.vfio"),
     ("shim.pod.vm", "shim.pod.size"),
     ("shim.pod.pause", "shim.pod.files", "shim.pod.life", "shim.pod.stats"),
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from vmm.image.command import run
 from vmm.image.errors import ImageError
 
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _QUERY_TIMEOUT = 120.0
 _DOWNLOAD_TIMEOUT = 1800.0
 
@@ -108,6 +109,11 @@ class Apt:
         else:
             stamp.touch()
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a package of this name."""
+        command = ["apt-cache", *self._options, "pkgnames", name]
+        return name in run(command, timeout=_QUERY_TIMEOUT).split()
+
     def closure(self, names: Iterable[str]) -> list[Package]:
         """Return these packages and all they depend on, as for an empty system, sorted.
 
@@ -148,12 +154,22 @@ class Apt:
         Raises:
             ImageError: nothing it depends on matches.
         """
-        _, depends = self.candidate(metapackage)
-        for name in re.split(r"[,|]", depends):
-            bare = name.partition("(")[0].strip().partition(":")[0]
-            if re.fullmatch(pattern, bare):
-                return self.candidate(bare)[0]
-        raise ImageError(f"{metapackage} depends on nothing like {pattern}: {depends}")
+        found = self.dependencies(metapackage, pattern)
+        if not found:
+            raise ImageError(f"{metapackage} depends on nothing like {pattern}")
+        return found[0]
+
+    def dependencies(self, name: str, pattern: str) -> list[Package]:
+        """Return what a package directly depends on that matches ``pattern``.
+
+        Raises:
+            ImageError: apt doesn't know the package or what it depends on.
+        """
+        _, depends = self.candidate(name)
+        names = (
+            word.partition("(")[0].strip().partition(":")[0] for word in re.split(r"[,|]", depends)
+        )
+        return [self.candidate(bare)[0] for bare in names if re.fullmatch(pattern, bare)]
 
     def fetch(self, packages: Iterable[Package]) -> list[Path]:
         """Download what isn't there yet and return the packages' files in the same order.
@@ -174,6 +190,23 @@ class Apt:
                 for package in missing:
                     (Path(directory) / package.filename).rename(self._archives / package.filename)
         return [self._archives / package.filename for package in wanted]
+
+
+def sources_of(release: str) -> str:
+    """Return the line for ``sources.list(5)`` of a Debian release, from the host's own mirror.
+
+    Raises:
+        ImageError: the host has no Debian mirror, or not Debian's keys.
+    """
+    if not _KEYRING.exists():
+        raise ImageError(f"{_KEYRING} is missing; it is in debian-archive-keyring")
+    fields = "$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)"
+    command = ["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]
+    for line in run(command, timeout=_QUERY_TIMEOUT).splitlines():
+        *what, mirror = line.split("|", 3)
+        if what == ["Debian", "Debian", "main"]:
+            return f"deb [signed-by={_KEYRING}] {mirror} {release} main"
+    raise ImageError("the host's apt sources name no Debian mirror (sources.list(5))")
 
 
 @contextmanager

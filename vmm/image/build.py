@@ -16,7 +16,7 @@ from vmm import arch as arches
 from vmm.arch import Architecture
 from vmm.errors import InvalidConfig
 from vmm.image import debian, tuned
-from vmm.image.apt import Apt, Package
+from vmm.image.apt import Apt, Package, sources_of
 from vmm.image.errors import ImageError
 from vmm.image.rootfs import RootTree
 from vmm.image.sources import agent_sources, builder_sources, data_file
@@ -34,6 +34,11 @@ from vmm.image.store import (
 _PYTHON_METAPACKAGE, _PYTHON_PACKAGE = "python3-minimal", r"python3\.\d+-minimal"
 _PROGRAM_PACKAGES = ("crun", "busybox-static", "iptables")
 _LISTS_AGE_S = 12 * 3600.0
+# The program that makes each kind of file system, and Debian's package of it.
+_PACKERS = {
+    "erofs": ("mkfs.erofs", "erofs-utils"),
+    "squashfs": ("mksquashfs", "squashfs-tools"),
+}
 
 
 def _silent(_: str) -> None:
@@ -46,6 +51,7 @@ def build_image(
     progress: Callable[[str], None] = _silent,
     *,
     architecture: str = "",
+    release: str = "",
     apt: Apt | None = None,
     sources: Mapping[str, bytes] | None = None,
 ) -> GuestImage:
@@ -57,6 +63,7 @@ def build_image(
         cache_dir: images, packages and kernels are kept here.
         progress: told in a few words what is being done.
         architecture: by any of its names; empty is the host's.
+        release: Debian release that the packages are of; empty is the host's own.
         apt: another package archive than the host's own.
         sources: other modules for the guest than our agent's, by path.
 
@@ -74,20 +81,47 @@ def build_image(
         raise ImageError(f"the tuned kernel is for x86_64 only, not for {arch.name}")
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _locked(cache_dir / "lock", progress):
-        native = Apt(cache_dir / "apt")
-        if foreign and apt is None:
-            apt = Apt(cache_dir / f"apt-{arch.debian}", architecture=arch.debian)
-            progress(f"updating the package lists of {arch.debian}")
-            apt.update(max_age=_LISTS_AGE_S)
+        native = archive(cache_dir, arches.architecture(), release)
+        apt = apt or (archive(cache_dir, arch, release) if foreign else native)
+        if foreign or release:
+            names = " and ".join(dict.fromkeys((arch.debian, arches.architecture().debian)))
+            progress(f"updating the package lists of {names if release else arch.debian}")
+            for view in {apt, native} if release else {apt}:
+                view.update(max_age=_LISTS_AGE_S)
+        if foreign and not apt.has(arch.kernel_package):
+            raise ImageError(_not_in_release(arch, release))
         return _build(
             kernel,
             arch,
             cache_dir,
             progress,
-            apt or native,
+            apt,
             native if foreign else None,
             agent_sources() if sources is None else sources,
         )
+
+
+def archive(cache_dir: Path, arch: Architecture, release: str = "") -> Apt:
+    """Return an architecture's package archive.
+
+    Args:
+        cache_dir: see :func:`build_image`.
+        arch: the host's architecture or another one.
+        release: Debian release; empty is the host's own.
+
+    Raises:
+        ImageError: the host's apt configuration doesn't tell where the release is.
+    """
+    foreign = arch.debian if arch.name != arches.host_architecture() else ""
+    name = "-".join(filter(None, ("apt", foreign, release)))
+    return Apt(cache_dir / name, sources_of(release) if release else "", foreign)
+
+
+def _not_in_release(arch: Architecture, release: str) -> str:
+    where = f"Debian {release}" if release else "the host's Debian release"
+    text = f"{where} has no {arch.kernel_package} for {arch.debian}"
+    advice = f"name another release: katapy image build --arch {arch.name} --release sid"
+    return f"{text}, or the mirror does not give its package lists; {advice}"
 
 
 def _build(
@@ -101,8 +135,8 @@ def _build(
 ) -> GuestImage:
     progress("resolving packages")
     packages = _root_packages(apt)
-    kernel = debian.kernel_package(apt, arch) if kind == "debian" else tuned.source_package(apt)
-    key = _key(f"{kind} {arch.name}", [*packages, kernel], sources)
+    kernel = debian.kernel_packages(apt, arch) if kind == "debian" else [tuned.source_package(apt)]
+    key = _key(f"{kind} {arch.name}", [*packages, *kernel], sources, arch.rootfs)
 
     directory = image_directory(cache_dir, kind, arch.name, key)
     if image := read_record(directory):
@@ -112,7 +146,7 @@ def _build(
         write_record(directory, image)
         return image
     vmlinux, release = (
-        tuned.build_kernel(apt, kernel, cache_dir, progress) if kind == "tuned" else (None, "")
+        tuned.build_kernel(apt, kernel[0], cache_dir, progress) if kind == "tuned" else (None, "")
     )
 
     directory.parent.mkdir(exist_ok=True)
@@ -132,9 +166,8 @@ def _build(
         if vmlinux is not None:
             shutil.copyfile(vmlinux, finished / "vmlinux")
         else:
-            progress(f"fetching {kernel}")
-            (deb,) = apt.fetch([kernel])
-            ready = debian.prepare_kernel(deb, arch, tree.busybox)
+            progress(f"fetching {' and '.join(map(str, kernel))}")
+            ready = debian.prepare_kernel(apt.fetch(kernel), arch, tree.busybox)
             (finished / "vmlinux").write_bytes(ready.kernel)
             initrd = finished / "initrd"
             initrd.write_bytes(ready.initrd)
@@ -144,18 +177,19 @@ def _build(
 
         progress("packing the root file system")
         tree.complete(tools)
-        tree.pack(finished / "rootfs.erofs")
+        rootfs = finished / f"rootfs.{arch.rootfs}"
+        tree.pack(rootfs, arch.rootfs)
         image = GuestImage(
             kind=kind,
             architecture=arch.name,
             kernel=finished / "vmlinux",
             initrd=initrd,
-            rootfs=finished / "rootfs.erofs",
-            kernel_args=debian.KERNEL_ARGS if kind == "debian" else tuned.KERNEL_ARGS,
+            rootfs=rootfs,
+            kernel_args=debian.kernel_args(arch) if kind == "debian" else tuned.KERNEL_ARGS,
             key=key,
             kernel_release=release,
             agent_key=agent_key(sources),
-            versions={package.name: package.version for package in [*packages, kernel]},
+            versions={package.name: package.version for package in [*packages, *kernel]},
             built=time.time(),
         )
         write_record(finished, image)
@@ -192,12 +226,17 @@ def _native_tools(apt: Apt, packages: list[Package], directory: Path) -> RootTre
     own = _root_packages(apt)
     versions = {package.name: package.version for package in own}
     for package in packages:
-        # A binary rebuild of one architecture (+b1) changes nothing of these.
-        source, _, _ = package.version.partition("+b")
-        if (
-            package.name.startswith(("python3.", "busybox"))
-            and source != (versions.get(package.name, "").partition("+b")[0])
-        ):
+        # Some architectures get updates later than others. Bytecode is the same for all of a
+        # Python's series, which is in the package's name, and applets for all of an upstream
+        # version.
+        theirs, ours = package.version, versions.get(package.name, "")
+        if package.name == "busybox-static":
+            theirs, ours = theirs.partition("-")[0], ours.partition("-")[0]
+        elif package.name.startswith("python3."):
+            theirs = ours or theirs
+        else:
+            continue
+        if theirs != ours:
             raise ImageError(
                 f"{package} of {package.architecture} has no match for the host's "
                 f"architecture, which has {versions.get(package.name) or 'none'}"
@@ -210,22 +249,23 @@ def agent_key(sources: Mapping[str, bytes] | None = None) -> str:
     return _digest(agent_sources() if sources is None else sources)
 
 
-def _key(kind: str, packages: list[Package], sources: Mapping[str, bytes]) -> str:
+def _key(kind: str, packages: list[Package], sources: Mapping[str, bytes], rootfs: str) -> str:
     parts = {
         "kind": kind.encode(),
         "packages": "\n".join(map(str, packages)).encode(),
-        "mkfs": _mkfs(),
+        "mkfs": _mkfs(rootfs),
         "agent": _digest(sources).encode(),
         "builder": _digest(builder_sources()).encode(),
     }
     return _digest(parts)
 
 
-def _mkfs() -> bytes:
-    # Old releases of the tool can't say their version.
-    path = shutil.which("mkfs.erofs")
+def _mkfs(rootfs: str) -> bytes:
+    # Old releases of the tools can't say their version.
+    name, package = _PACKERS[rootfs]
+    path = shutil.which(name)
     if path is None:
-        raise ImageError("mkfs.erofs is needed to build a guest image; it is in erofs-utils")
+        raise ImageError(f"{name} is needed to build this guest image; it is in {package}")
     return Path(path).read_bytes()
 
 

@@ -7,12 +7,12 @@ agent is up: each module costs 10 to 30 ms of boot under TCG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.arch import Architecture
-from vmm.image.apt import Apt, Package, open_deb
+from vmm.image.apt import Apt, Package
 from vmm.image.cpio import CpioWriter
 from vmm.image.errors import ImageError
 from vmm.image.modules import Module, ModuleSet, alias_table, dependency_table
@@ -20,14 +20,15 @@ from vmm.image.sources import data_file
 from vmm.kernel import KernelError, extract_vmlinux
 
 _REAL_PACKAGE = r"linux-image-\d.*"
+_PARTS = r"linux-(base|binary|modules)-\d.*"
 
 # cryptomgr.notests: the self tests of the crypto modules cost 0.35 s under TCG. Which device
 # the root is on, the VMM says.
-KERNEL_ARGS = "rootfstype=erofs ro cryptomgr.notests memhp_default_state=online_movable"
+_KERNEL_ARGS = "ro cryptomgr.notests memhp_default_state=online_movable"
 
 # Loaded by the initramfs, by the condition it reads in its list.
 _BOOT = {
-    "boot": ("virtio_pci", "virtio_mmio", "virtio_blk", "erofs"),
+    "boot": ("virtio_pci", "virtio_mmio", "virtio_blk"),
     "serial": ("virtio_console",),
     "vsock": ("vmw_vsock_virtio_transport",),
 }
@@ -89,34 +90,53 @@ class DebianKernel:
     root_files: Mapping[str, bytes]
 
 
-def kernel_package(apt: Apt, arch: Architecture) -> Package:
-    """Return the kernel package that Debian's metapackage stands for now."""
-    return apt.resolve(arch.kernel_package, _REAL_PACKAGE)
+def kernel_args(arch: Architecture) -> str:
+    """Return what the image needs on the kernel's command line."""
+    return f"rootfstype={arch.rootfs} {_KERNEL_ARGS}"
 
 
-def prepare_kernel(deb: Path, arch: Architecture, busybox: bytes) -> DebianKernel:
-    """Take a kernel package apart.
+def kernel_packages(apt: Apt, arch: Architecture) -> list[Package]:
+    """Return the packages of the kernel that Debian's metapackage stands for now.
+
+    One with all in it, or from Debian 14 on one each of the kernel, its modules, and the list
+    of what is built in.
+    """
+    image = apt.resolve(arch.kernel_package, _REAL_PACKAGE)
+    parts = apt.dependencies(image.name, _PARTS)
+    return parts or [image]
+
+
+def prepare_kernel(debs: Sequence[Path], arch: Architecture, busybox: bytes) -> DebianKernel:
+    """Take a kernel's packages apart.
 
     Args:
-        deb: the package's file.
+        debs: the packages' files.
         arch: its architecture.
         busybox: a static busybox for the initramfs.
 
     Raises:
         ImageError: the package isn't what we expect.
     """
-    with open_deb(deb) as archive:
-        release, image, modules = ModuleSet.from_package(archive)
+    release, image, modules = ModuleSet.from_packages(debs)
     try:
         kernel = extract_vmlinux(image) if arch.elf else image
     except KernelError as error:
-        raise ImageError(f"{deb.name}: {error}") from error
+        raise ImageError(f"{debs[0].name}: {error}") from error
     return DebianKernel(
-        release, kernel, _initramfs(modules, busybox), _root_files(release, modules)
+        release,
+        kernel,
+        _initramfs(modules, busybox, arch.rootfs),
+        _root_files(release, modules, arch.rootfs),
     )
 
 
-def _initramfs(modules: ModuleSet, busybox: bytes) -> bytes:
+def _boot_modules(modules: ModuleSet, rootfs: str) -> dict[str, tuple[str, ...]]:
+    # The library that erofs counts its checksums with asks the kernel for the algorithm, of
+    # which no dependency tells.
+    return {**_BOOT, "boot": (*_BOOT["boot"], *modules.have(["crc32c_generic"]), rootfs)}
+
+
+def _initramfs(modules: ModuleSet, busybox: bytes, rootfs: str) -> bytes:
     archive = CpioWriter()
     for path in ("bin", "dev", "modules", "proc", "root"):
         archive.directory(path)
@@ -125,7 +145,8 @@ def _initramfs(modules: ModuleSet, busybox: bytes) -> bytes:
     archive.file("init", data_file("initramfs-init"), 0o755)
     order: list[str] = []
     packed: set[str] = set()
-    for when, names in {**_BOOT, "pmem": modules.have(_PMEM)}.items():
+    wanted = {**_boot_modules(modules, rootfs), "pmem": modules.have(_PMEM)}
+    for when, names in wanted.items():
         for module in modules.order(names):
             if module.name not in packed:
                 packed.add(module.name)
@@ -135,16 +156,17 @@ def _initramfs(modules: ModuleSet, busybox: bytes) -> bytes:
     return archive.finish()
 
 
-def _root_files(release: str, modules: ModuleSet) -> dict[str, bytes]:
+def _root_files(release: str, modules: ModuleSet, rootfs: str) -> dict[str, bytes]:
+    wanted = _boot_modules(modules, rootfs)
     background = modules.order(modules.have(_BACKGROUND))
-    boot = modules.order(name for names in _BOOT.values() for name in names)
+    boot = modules.order(name for names in wanted.values() for name in names)
     demand = modules.order([*modules.have(_ON_DEMAND), *modules.under(*_ON_DEMAND_DIRECTORIES)])
     everything: list[Module] = list({m.name: m for m in (*boot, *background, *demand)}.values())
     base = f"/usr/lib/modules/{release}"
     found = {f"{base}/{module.path}": module.data for module in everything}
     found[f"{base}/modules.dep"] = dependency_table(everything).encode()
     found[f"{base}/modules.alias"] = alias_table(everything).encode()
-    early = {module.name for module in modules.order(_BOOT["boot"])}
+    early = {module.name for module in modules.order(wanted["boot"])}
     found["/usr/lib/katapy/modules"] = "".join(
         f"{base}/{module.path}\n" for module in background if module.name not in early
     ).encode()

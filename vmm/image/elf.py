@@ -1,4 +1,4 @@
-"""The little of ELF files an image is put together by (``elf(5)``, 64 bit, little endian)."""
+"""The little of ELF files an image is put together by (``elf(5)``, 64 bit)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOTE_XEN_PVH_ENTRY = 18
 
 
 class ElfError(ValueError):
-    """Not a 64-bit little-endian ELF file, or a damaged one."""
+    """Not a 64-bit ELF file, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,15 @@ class _Segment:
 
 
 def is_elf(data: bytes) -> bool:
-    """Tell whether the bytes begin like a 64-bit little-endian ELF file."""
-    return data[:6] == b"\x7fELF\x02\x01"
+    """Tell whether the bytes begin like a 64-bit ELF file."""
+    return data[:6] in (b"\x7fELF\x02\x01", b"\x7fELF\x02\x02")
+
+
+def _order(data: bytes) -> str:
+    """The file's byte order as :mod:`struct` spells it."""
+    if not is_elf(data):
+        raise ElfError("not a 64-bit ELF file")
+    return "<" if data[5] == 1 else ">"
 
 
 def needed(data: bytes) -> list[str]:
@@ -40,7 +47,7 @@ def needed(data: bytes) -> list[str]:
         return []
     names, strings = [], 0
     try:
-        for tag, value in struct.iter_unpack("<QQ", _part(data, dynamic)):
+        for tag, value in struct.iter_unpack(f"{_order(data)}QQ", _part(data, dynamic)):
             if tag == _DT_NULL:
                 break
             if tag == _DT_NEEDED:
@@ -58,12 +65,12 @@ def section(data: bytes, name: str) -> bytes:
     Raises:
         ElfError: not an ELF file, or a damaged one.
     """
-    if not is_elf(data):
-        raise ElfError("not a 64-bit little-endian ELF file")
+    order = _order(data)
     try:
-        (table,) = struct.unpack_from("<Q", data, 0x28)
-        size, count, names = struct.unpack_from("<HHH", data, 0x3A)
-        headers = [struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count)]
+        (table,) = struct.unpack_from(f"{order}Q", data, 0x28)
+        size, count, names = struct.unpack_from(f"{order}HHH", data, 0x3A)
+        entry = struct.Struct(f"{order}IIQQQQ")
+        headers = [entry.unpack_from(data, table + i * size) for i in range(count)]
         for header in headers:
             if _string(data, headers[names][4] + header[0]) == name:
                 return data[header[4] : header[4] + header[5]]
@@ -89,15 +96,14 @@ def pvh_entry(data: bytes) -> int | None:
 
 
 def _segments(data: bytes) -> list[_Segment]:
-    if not is_elf(data):
-        raise ElfError("not a 64-bit little-endian ELF file")
+    order = _order(data)
     try:
-        (table,) = struct.unpack_from("<Q", data, 0x20)
-        size, count = struct.unpack_from("<HH", data, 0x36)
+        (table,) = struct.unpack_from(f"{order}Q", data, 0x20)
+        size, count = struct.unpack_from(f"{order}HH", data, 0x36)
         found = []
         for i in range(count):
             kind, _, offset, address, _, length = struct.unpack_from(
-                "<IIQQQQ", data, table + i * size
+                f"{order}IIQQQQ", data, table + i * size
             )
             found.append(_Segment(kind, offset, address, length))
     except struct.error as error:

@@ -8,16 +8,17 @@ twelve times as much for it under TCG.
 from __future__ import annotations
 
 import lzma
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from vmm.image.apt import open_deb
 from vmm.image.elf import ElfError, section
 from vmm.image.errors import ImageError
 
 _SUFFIXES = (".ko", ".ko.xz")
+_KERNELS = ("vmlinuz-", "vmlinux-")
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,24 @@ class ModuleSet:
         self._read = lru_cache(maxsize=None)(self._parse)
 
     @classmethod
-    def from_package(cls, archive: tarfile.TarFile) -> tuple[str, bytes, ModuleSet]:
-        """Read a Debian kernel package: its release, its boot image and its modules.
+    def from_packages(cls, debs: Iterable[Path]) -> tuple[str, bytes, ModuleSet]:
+        """Read a kernel from Debian's packages of it: its release, boot image and modules.
 
         Raises:
-            ImageError: the package holds no kernel.
+            ImageError: the packages hold no kernel, or can't be read.
         """
         files, builtin, image, release = {}, [], b"", ""
-        for member in archive:
-            if not member.isfile():
-                continue
-            path = PurePosixPath(member.name.removeprefix("./").removeprefix("usr/"))
-            contents = archive.extractfile(member)
-            assert contents is not None
-            if path.name.startswith("vmlinuz-"):
-                release, image = path.name.removeprefix("vmlinuz-"), contents.read()
+        for path, data in _files(debs):
+            if path.parts[0] == "boot" and path.name.startswith(_KERNELS):
+                release, image = path.name.partition("-")[2], data()
+            elif path.match("lib/modules/*/vmlinuz"):  # where newer releases have it
+                release, image = path.parts[2], data()
             elif path.name.endswith(_SUFFIXES):
-                files[str(PurePosixPath(*path.parts[3:]))] = contents.read()
+                files[str(PurePosixPath(*path.parts[3:]))] = data()
             elif path.name == "modules.builtin":
-                builtin = [module_name(line) for line in contents.read().decode().split()]
+                builtin = [module_name(line) for line in data().decode().split()]
         if not image:
-            raise ImageError("the kernel package holds no vmlinuz")
+            raise ImageError("the kernel packages hold no kernel")
         return release, image, cls(files, builtin)
 
     def order(self, names: Iterable[str]) -> list[Module]:
@@ -122,6 +120,17 @@ class ModuleSet:
         depends = [d for key, value in info if key == "depends" for d in value.split(",") if d]
         aliases = [value for key, value in info if key == "alias"]
         return Module(name, path, data, tuple(map(_underscored, depends)), tuple(aliases))
+
+
+def _files(debs: Iterable[Path]) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
+    for deb in debs:
+        with open_deb(deb) as archive:
+            for member in archive:
+                if member.isfile():
+                    path = PurePosixPath(member.name.removeprefix("./").removeprefix("usr/"))
+                    contents = archive.extractfile(member)
+                    assert contents is not None
+                    yield path, contents.read
 
 
 def module_name(path: str) -> str:

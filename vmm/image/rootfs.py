@@ -1,4 +1,4 @@
-"""The guest's root file system: Python, crun, busybox and our agent in an erofs image.
+"""The guest's root file system: Python, crun, busybox and our agent in a read-only image.
 
 Only what is asked for gets in: two programs, Python's library without its tests, tools and
 rarely used parts, the shared libraries all these name as needed, and our own modules.
@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from vmm.image.apt import open_deb
 from vmm.image.command import run
@@ -145,18 +146,24 @@ class RootTree:
         self._link_programs(tools)
         self._compile(tools)
 
-    def pack(self, target: Path) -> None:
+    def pack(self, target: Path, kind: Literal["erofs", "squashfs"] = "erofs") -> None:
         """Write the file system image, as long as persistent memory has to be.
 
         Raises:
-            ImageError: mkfs.erofs isn't there or fails.
+            ImageError: mkfs.erofs or mksquashfs isn't there or fails.
         """
         for directory, _, _ in os.walk(self._root):
             relative = os.path.relpath(directory, self._root)
             Path(directory).chmod(_MOUNT_POINTS.get(relative, 0o755))
-        # Clusters of 16 KiB are smaller and unpack faster than the default of one page.
-        options = ["--quiet", "-zlz4hc", "-C16384", "-T0", f"-U{_FIXED_UUID}", "--all-root", "-x-1"]
-        run(["mkfs.erofs", *options, target, self._root], timeout=_TOOL_TIMEOUT)
+        if kind == "erofs":
+            # Clusters of 16 KiB are smaller and unpack faster than the default of one page.
+            options = ["--quiet", "-zlz4hc", "-C16384", "-T0", "--all-root", "-x-1"]
+            options.append(f"-U{_FIXED_UUID}")
+            run(["mkfs.erofs", *options, target, self._root], timeout=_TOOL_TIMEOUT)
+        else:
+            options = ["-quiet", "-no-progress", "-noappend", "-all-root", "-no-xattrs"]
+            options += ["-comp", "lz4", "-Xhc", "-b", "64K", "-mkfs-time", "0", "-all-time", "0"]
+            run(["mksquashfs", self._root, target, *options], timeout=_TOOL_TIMEOUT)
         size = target.stat().st_size
         os.truncate(target, -(-size // _PMEM_GRANULE) * _PMEM_GRANULE)
 

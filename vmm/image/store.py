@@ -27,8 +27,8 @@ class GuestImage:
         architecture: of its programs and kernel, as ``uname -m`` says it.
         kernel: ELF image with a PVH entry on x86-64, elsewhere what the firmware boots.
         initrd: initramfs, when the kernel needs one.
-        rootfs: erofs image of whole 2 MiB; the guest wants it, read-only, as its first virtio
-            disk or persistent memory.
+        rootfs: erofs or squashfs image of whole 2 MiB; the guest wants it, read-only, as its
+            first virtio disk or persistent memory.
         kernel_args: what the image needs on the kernel's command line.
         key: hash of all that went in; the same key means the same bytes.
         kernel_release: as ``uname -r`` says it in the guest.

@@ -3,64 +3,82 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Literal
 
+from vmm.arch import architecture
 from vmm.hypervisor import Capabilities
+from vmm.qemu.machines import machine_of
 from vmm.qemu.memory import hot_memory_bytes
 from vmm.qemu.plan import MMIO_TRANSPORTS
+from vmm.qemu.steps import virtio_driver
 from vmm.spec import MIB, BalloonDevice, FsDevice, NinePDevice, PanicDevice
 
 if TYPE_CHECKING:
     from vmm.qemu.accel import Accelerator
+    from vmm.qemu.machines import Machine, Transport
     from vmm.qemu.probe import QemuFeatures
     from vmm.spec import VmSpec
 
 # QEMU can't migrate a shared file system, whose state is the host's.
 UNSAVED = (FsDevice, NinePDevice)
 NOT_SAVED = "a VM without shared directories"
+_NO_DEVICE_TREE = "another machine: on pseries the guest needs drmgr for what comes later"
+_OTHER_ORDER = "a virtiofsd that speaks the guest's byte order; 9p does"
 _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
-_PCI_COLD_SLOTS = 30
+_COLD_DEVICES = {"pci": 30, "mmio": MMIO_TRANSPORTS, "ccw": 255}
 _MAX_VCPUS = 255
 _NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
 _NEED_PCI = (
     *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "guest_panic_event"),
     *("pmem_cold", "vfio_cold", "vfio_hot"),
 )
-# Flags that are on when the spec asks for them, and what it has to have.
+# Flags and what the spec has to have for them.
 _ASKED_FOR = {
     "balloon": "a BalloonDevice in the spec",
     "free_page_reporting": "a BalloonDevice with it in the spec",
     "guest_panic_event": "a PanicDevice in the spec",
     "hugepages": "hugepages in the spec",
     "rootless": "a user in the spec",
+    "seccomp": "sandbox_seccomp in the spec",
     "fs_hot": "shared_memory in the spec",
+    "console": "console in the spec",
+    "snapshot": NOT_SAVED,
+    # What no spec can ask for.
+    "firmware": "only kernels are started here",
+    "guest_rescan_needed": "the guest is told of a new device",
+    "guest_remove_first": "the guest is asked to let go",
 }
 _NEED_DEVICE = {
-    "fs_share": "vhost-user-fs-pci",
-    "ninep": "virtio-9p-pci",
+    "fs_share": "vhost-user-fs",
+    "ninep": "virtio-9p",
     "pmem_cold": "virtio-pmem-pci",
     "vfio_cold": "vfio-pci",
     "vfio_hot": "vfio-pci",
-    "vsock": "vhost-user-vsock-pci",
+    "vsock": "vhost-user-vsock",
 }
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
     """Return what is possible, from what was asked for and what QEMU has."""
-    pci = spec.machine != "microvm"
-    hot = pci and spec.hotplug_slots + spec.root_ports > 0
+    machine = machine_of(spec)
+    transport = machine.transport
+    pci = transport == "pci"
+    hot = machine.places != "none" and spec.hotplug_slots + spec.root_ports > 0
     hot_memory = hot_memory_bytes(spec) > 0
-    fs_share = "vhost-user-fs-pci" in features.devices
+    arch = architecture(spec.arch)
+    # Its messages are in the guest's byte order, which virtiofsd takes to be the host's.
+    fs_share = _has(features, "fs", transport, "vhost-user") and arch.byte_order == sys.byteorder
     balloons = [device for device in spec.devices if isinstance(device, BalloonDevice)]
     return Capabilities(
-        transport="pci" if pci else "mmio",
+        transport=transport,
         max_vcpus=_MAX_VCPUS,
-        max_devices=_PCI_COLD_SLOTS if pci else MMIO_TRANSPORTS,
+        max_devices=_COLD_DEVICES[transport],
         fs_share=fs_share,
         fs_hot=fs_share and hot and spec.needs_shared_memory,
-        ninep="virtio-9p-pci" in features.devices,
-        block_hot="add_remove" if hot else "none",
+        ninep=_has(features, "9p", transport),
+        block_hot="add_remove" if hot or spec.scsi else "none",
         block_resize=True,
         block_serial=True,
         net_hot=hot,
@@ -76,13 +94,14 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         free_page_reporting=any(balloon.free_page_reporting for balloon in balloons),
         pause=True,
         snapshot="none" if any(isinstance(d, UNSAVED) for d in spec.devices) else "full",
-        vsock=_vsock(features),
+        vsock=_vsock(features, transport),
         serial_agent=True,
         console=spec.console,
         initrd=True,
         event_stream="rich",
         reset_semantics="exit",
-        guest_panic_event=any(isinstance(device, PanicDevice) for device in spec.devices),
+        guest_panic_event=arch.reports_panic
+        or any(isinstance(device, PanicDevice) for device in spec.devices),
         acpi_shutdown=True,
         pmem_cold=pci and "virtio-pmem-pci" in features.devices,
         vfio_cold=pci and "vfio-pci" in features.devices,
@@ -93,29 +112,35 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         rootless=spec.user is not None,
         seccomp=features.sandbox and spec.sandbox_seccomp,
         vmm=f"QEMU {features.version_text}",
-        why_not=_why_not(spec, features, pci=pci, hot_memory=hot_memory),
+        why_not=_why_not(spec, features, machine, hot_memory=hot_memory),
     )
+
+
+def _has(features: QemuFeatures, kind: str, transport: Transport, family: str = "virtio") -> bool:
+    # A QEMU with a device on PCI has it on MMIO too.
+    place: Transport = "pci" if transport == "mmio" else transport
+    return virtio_driver(kind, place, family) in features.devices
 
 
 def _why_not(
-    spec: VmSpec, features: QemuFeatures, *, pci: bool, hot_memory: bool
+    spec: VmSpec, features: QemuFeatures, machine: Machine, *, hot_memory: bool
 ) -> dict[str, str]:
-    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
-    why_not["firmware"] = "only kernels are started here"
-    why_not["guest_rescan_needed"] = "the guest is told of a new device"
-    why_not["guest_remove_first"] = "the guest is asked to let go"
-    why_not["seccomp"] = (
-        "sandbox_seccomp in the spec" if features.sandbox else "a QEMU with -sandbox"
-    )
-    why_not |= _ASKED_FOR | {
-        name: f"a QEMU with {device}"
-        for name, device in _NEED_DEVICE.items()
-        if device not in features.devices
-    }
-    if not pci:
+    """Say for each flag what would turn it on; read only where it is off."""
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | _ASKED_FOR
+    why_not |= {name: f"a QEMU with {device}" for name, device in _NEED_DEVICE.items()}
+    if not features.sandbox:
+        why_not["seccomp"] = "a QEMU with -sandbox"
+    if machine.transport == "mmio":
         why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
+    elif machine.places == "none":
+        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), _NO_DEVICE_TREE)
+        why_not["block_hot"] = "virtio-scsi (block_device_driver)"
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
+    if machine.transport == "ccw":
+        why_not |= dict.fromkeys(("pmem_cold", "vfio_cold", "vfio_hot", "firmware"), "PCI")
+    if architecture(spec.arch).byte_order != sys.byteorder:
+        why_not |= dict.fromkeys(("fs_share", "fs_hot"), _OTHER_ORDER)
     if not hot_memory:
         why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
     if spec.vcpu_limit == spec.vcpus:
@@ -131,7 +156,8 @@ def _can_remove_cpus(features: QemuFeatures, accelerator: Accelerator) -> bool:
     return accelerator.name == "kvm" or features.version >= (10, 0, 0)
 
 
-def _vsock(features: QemuFeatures) -> Literal["none", "hybrid", "vhost"]:
-    if "vhost-vsock-pci" in features.devices and os.access("/dev/vhost-vsock", os.R_OK | os.W_OK):
+def _vsock(features: QemuFeatures, transport: Transport) -> Literal["none", "hybrid", "vhost"]:
+    accessible = os.access("/dev/vhost-vsock", os.R_OK | os.W_OK)
+    if accessible and _has(features, "vsock", transport, "vhost"):
         return "vhost"
-    return "hybrid" if "vhost-user-vsock-pci" in features.devices else "none"
+    return "hybrid" if _has(features, "vsock", transport, "vhost-user") else "none"

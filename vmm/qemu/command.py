@@ -9,9 +9,10 @@ from vmm.arch import architecture
 from vmm.errors import InvalidConfig
 from vmm.qemu import memory
 from vmm.qemu.kernel_line import kernel_arguments
+from vmm.qemu.machines import machine_of
 from vmm.qemu.memory import memory_arguments, virtio_mem_arguments
 from vmm.qemu.plan import AGENT_PORT_ID, SCSI_ID
-from vmm.qemu.steps import IOMMU_OPTIONS
+from vmm.qemu.steps import IOMMU_OPTIONS, key_values, virtio_driver
 from vmm.spec import MIB, BlockDevice, NinePDevice, PmemDevice, SerialDevice
 
 if TYPE_CHECKING:
@@ -103,11 +104,7 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
     Raises:
         InvalidConfig: it names what is missing or wrong.
     """
-    arch = architecture(spec.arch)
-    if spec.machine not in arch.machines:
-        raise InvalidConfig(
-            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
-        )
+    machine = machine_of(spec)
     if spec.machine not in features.machines:
         raise InvalidConfig(f"QEMU {features.version_text} has no machine type {spec.machine}")
     for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
@@ -118,9 +115,9 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
     memory.check(spec)
     if spec.sandbox_seccomp and not features.sandbox:
         raise InvalidConfig(f"QEMU {features.version_text} is built without seccomp")
-    if spec.iommu and spec.machine != "q35":
+    if spec.iommu and not machine.iommu:
         raise InvalidConfig(f"iommu: only q35 has one, not {spec.machine}")
-    if _has_nvdimm(spec) and spec.machine not in ("q35", "pc"):
+    if _has_nvdimm(spec) and not machine.nvdimm:
         raise InvalidConfig(f"an NVDIMM needs q35 or pc, not {spec.machine}")
     for device in spec.devices:
         if isinstance(device, NinePDevice) and spec.user is not None:
@@ -128,16 +125,10 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
         if isinstance(device, BlockDevice) and device.bus == "scsi" and not spec.scsi:
             raise InvalidConfig(f"{device.id}: a SCSI disk needs the spec's scsi")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
-    if spec.machine not in ("q35", "pc") and grows:
+    if grows and not machine.grows:
         raise InvalidConfig(
             f"QEMU's {spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0"
         )
-
-
-_MACHINE_OPTIONS = {
-    "q35": "vmport=off,smbus=off,sata=off,usb=off",
-    "pc": "vmport=off,smbus=off,sata=off,usb=off",
-}
 
 
 def _has_nvdimm(spec: VmSpec) -> bool:
@@ -152,23 +143,14 @@ def _iommu(spec: VmSpec) -> list[str]:
 
 
 def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
-    if spec.machine == "microvm":
-        # Without qboot and with option ROMs off the kernel is never started.
-        options = "microvm,x-option-roms=off,rtc=on,isa-serial=on"
-        machine = ["-M", options, "-bios", "qboot.rom"]
-        machine += ["-global", "virtio-mmio.force-legacy=false"]
-    elif spec.machine == "virt":
-        machine = ["-M", "virt,gic-version=max"]
-    else:
-        machine = ["-M", f"{spec.machine},{_MACHINE_OPTIONS[spec.machine]}"]
-        if spec.machine != "virt":
-            machine[1] += ",nvdimm=on" if _has_nvdimm(spec) else ""
+    machine = machine_of(spec)
+    options = machine.options + (",nvdimm=on" if _has_nvdimm(spec) else "")
     if not spec.numa:
-        machine[1] += ",memory-backend=mem"
+        options += ",memory-backend=mem"
     if spec.iommu:
-        machine[1] += ",kernel-irqchip=split"
+        options += ",kernel-irqchip=split"
     accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
-    return [*machine, "-accel", accel]
+    return ["-M", options, *machine.arguments, "-accel", accel]
 
 
 def _cpus(spec: VmSpec, accelerator: Accelerator) -> list[str]:
@@ -226,16 +208,13 @@ def _ports(plan: Plan) -> list[str]:
 def _devices(plan: Plan, listeners: Listeners) -> list[str]:
     arguments: list[str] = []
     if plan.scsi_slot:
-        arguments += [
-            "-device",
-            f"virtio-scsi-pci,id={SCSI_ID},bus={plan.bus},addr={plan.scsi_slot:02x}"
-            + (f",{IOMMU_OPTIONS}" if plan.iommu else ""),
-        ]
+        arguments += ["-device", _controller("scsi", SCSI_ID, plan, plan.scsi_slot)]
     controller_made = False
     for placed in plan.placed.values():
         if isinstance(placed.handle.device, SerialDevice):
             if not controller_made:
-                arguments += ["-device", _serial_controller(plan)]
+                controller = _controller("serial", "vserial", plan, plan.controller_slot)
+                arguments += ["-device", controller]
                 controller_made = True
             fd = listeners.ports[placed.handle.id]
             arguments += _listener(f"{placed.recipe.name}-chr", fd)
@@ -244,11 +223,10 @@ def _devices(plan: Plan, listeners: Listeners) -> list[str]:
     return arguments
 
 
-def _serial_controller(plan: Plan) -> str:
-    if plan.pci:
-        option = f"virtio-serial-pci,id=vserial,bus={plan.bus},addr={plan.controller_slot:02x}"
-        return f"{option},{IOMMU_OPTIONS}" if plan.iommu else option
-    return "virtio-serial-device,id=vserial"
+def _controller(kind: str, name: str, plan: Plan, slot: int) -> str:
+    place = plan.cold_place(slot)
+    option = key_values(virtio_driver(kind, plan.transport), id=name, **place)
+    return f"{option},{IOMMU_OPTIONS}" if plan.iommu else option
 
 
 def serial_ids(plan: Plan) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm.errors import InvalidConfig, Unsupported
 from vmm.qemu.steps import Recipe, Step, chardev_step, device_step, virtio_step
 from vmm.spec import MIB, BlockDevice, PmemDevice, RateLimit, VhostUserBlockDevice
+
+if TYPE_CHECKING:
+    from vmm.qemu.machines import Transport
 
 SCSI_BUS = "scsi0.0"
 _SERIAL_MAX = 20
@@ -14,14 +17,14 @@ _PMEM_GRANULE = 2 * MIB
 
 
 def build(
-    device: BlockDevice | VhostUserBlockDevice | PmemDevice, name: str, *, pci: bool
+    device: BlockDevice | VhostUserBlockDevice | PmemDevice, name: str, *, transport: Transport
 ) -> Recipe:
     """Return how to make a disk.
 
     Args:
         device: what to make.
         name: QEMU id to give it.
-        pci: virtio over PCI; else over MMIO.
+        transport: how virtio devices reach the guest.
 
     Raises:
         InvalidConfig: it can't be made as described.
@@ -29,11 +32,11 @@ def build(
     """
     match device:
         case BlockDevice():
-            return _block(device, name, pci)
+            return _block(device, name, transport)
         case VhostUserBlockDevice():
-            return _vhost_user(device, name, pci)
+            return _vhost_user(device, name, transport)
         case PmemDevice():
-            return _pmem(device, name, pci)
+            return _pmem(device, name, transport)
 
 
 def node_name(name: str) -> str:
@@ -61,13 +64,13 @@ def throttle_arguments(path: str, limit: RateLimit | None) -> dict[str, Any]:
     return arguments
 
 
-def _block(device: BlockDevice, name: str, pci: bool) -> Recipe:
+def _block(device: BlockDevice, name: str, transport: Transport) -> Recipe:
     if len(device.serial.encode()) > _SERIAL_MAX:
         raise InvalidConfig(f"{device.id}: a disk serial has at most {_SERIAL_MAX} bytes")
     if device.aio == "native" and not device.direct:
         raise InvalidConfig(f"{device.id}: aio = native needs direct I/O")
-    if device.bus == "scsi" and not pci:
-        raise Unsupported("a SCSI disk", "needs PCI", "QEMU")
+    if device.bus == "scsi" and transport == "mmio":
+        raise Unsupported("a SCSI disk", "needs PCI or CCW", "QEMU")
     is_block = _is_block(device)
     file: dict[str, Any] = {
         "driver": "host_device" if is_block else "file",
@@ -94,7 +97,7 @@ def _block(device: BlockDevice, name: str, pci: bool) -> Recipe:
     if device.bus == "scsi":
         front |= {"bus": SCSI_BUS, "channel": 0}
         return Recipe(name, (step, device_step(name, "scsi-hd", front)), needs_slot=False)
-    return Recipe(name, (step, virtio_step(name, "blk", pci, front)))
+    return Recipe(name, (step, virtio_step(name, "blk", transport, front)))
 
 
 def _is_block(device: BlockDevice) -> bool:
@@ -108,19 +111,19 @@ def _is_block(device: BlockDevice) -> bool:
     return False
 
 
-def _vhost_user(device: VhostUserBlockDevice, name: str, pci: bool) -> Recipe:
+def _vhost_user(device: VhostUserBlockDevice, name: str, transport: Transport) -> Recipe:
     front = {"chardev": f"{name}-chr", "num-queues": device.queues}
     return Recipe(
         name,
         (
             chardev_step(f"{name}-chr", str(device.socket)),
-            virtio_step(name, "blk", pci, front, family="vhost-user"),
+            virtio_step(name, "blk", transport, front, family="vhost-user"),
         ),
     )
 
 
-def _pmem(device: PmemDevice, name: str, pci: bool) -> Recipe:
-    if not pci:
+def _pmem(device: PmemDevice, name: str, transport: Transport) -> Recipe:
+    if transport != "pci":
         raise Unsupported("pmem_cold", "needs PCI", "QEMU")
     if device.limit is not None:
         raise Unsupported("rate_limit", f"{device.id}: QEMU has none for pmem", "QEMU")
@@ -145,4 +148,4 @@ def _pmem(device: PmemDevice, name: str, pci: bool) -> Recipe:
     if device.nvdimm:
         front_step = device_step(name, "nvdimm", {**front, "unarmed": device.read_only})
         return Recipe(name, (backend, front_step), needs_slot=False)
-    return Recipe(name, (backend, virtio_step(name, "pmem", pci, front)))
+    return Recipe(name, (backend, virtio_step(name, "pmem", transport, front)))

@@ -1,4 +1,4 @@
-"""Where devices that come later can go: slots of bridges, root ports, slots of the root bus.
+"""Where devices that come later can go: slots of bridges or the root bus, root ports, numbers.
 
 A bridge holds 30 devices and costs a boot under emulation next to nothing, where a root
 port holds one and costs 20 ms; but behind a bridge a device is conventional PCI, which is
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.errors import InvalidConfig
-from vmm.spec import PciPath, VfioDevice
+from vmm.spec import CcwAddress, PciPath, VfioDevice
 
 if TYPE_CHECKING:
+    from vmm.qemu.machines import Machine
     from vmm.spec import Device, VmSpec
 
 LAST_SLOT = 0x1E  # 0x1f is the chipset's own
-FIRST_PC_SLOT = 2  # the host bridge and the ISA bridge come before
 MAX_BRIDGES = 4
 BRIDGE_SLOTS = 30
 MAX_PORTS = 64
 _PC_COLD_SLOTS = 12
 _FUNCTIONS = 8
+_FIRST_HOT_NUMBER = 0x100
+MAX_NUMBERS = 256
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,15 @@ class Place:
     """A place for one device.
 
     Args:
-        bus: the bus the device is put on.
-        addr: its slot there.
+        bus: the bus the device is put on; "" where devices have numbers.
+        addr: its slot there, or its number.
         path: where the guest finds it.
         root_port: the place is a root port of that name.
     """
 
     bus: str
     addr: int
-    path: PciPath
+    path: PciPath | CcwAddress
     root_port: bool = False
 
 
@@ -59,16 +61,21 @@ class Places:
     first_taken: int = LAST_SLOT + 1
 
 
-def make_places(spec: VmSpec) -> Places:
-    """Return the places of a VM with PCI.
+def make_places(spec: VmSpec, machine: Machine) -> Places:
+    """Return the places of a VM.
 
     Raises:
         InvalidConfig: there can't be so many.
     """
-    if spec.machine == "pc":
-        return _on_root_bus(spec.hotplug_slots + spec.root_ports)
+    match machine.places:
+        case "none":
+            return Places(())
+        case "device numbers":
+            return _numbers(spec.hotplug_slots + spec.root_ports)
+        case "root bus":
+            return _on_root_bus(spec.hotplug_slots + spec.root_ports, machine)
     # Elsewhere than on x86 no ACPI tells the guest of what comes behind a bridge.
-    bridged = spec.hotplug_slots if spec.machine == "q35" else 0
+    bridged = spec.hotplug_slots if machine.places == "bridges" else 0
     ports = spec.root_ports + spec.hotplug_slots - bridged
     if not 0 <= bridged <= MAX_BRIDGES * BRIDGE_SLOTS:
         raise InvalidConfig(f"hotplug_slots: 0 to {MAX_BRIDGES * BRIDGE_SLOTS}, not {bridged}")
@@ -106,12 +113,20 @@ def choose(free: list[Place], device: Device) -> Place | None:
     return free.pop(0) if free else None
 
 
-def _on_root_bus(count: int) -> Places:
-    limit = LAST_SLOT - FIRST_PC_SLOT - _PC_COLD_SLOTS
+def _numbers(count: int) -> Places:
+    if not 0 <= count <= MAX_NUMBERS:
+        raise InvalidConfig(f"hotplug_slots: 0 to {MAX_NUMBERS}, not {count}")
+    numbers = range(_FIRST_HOT_NUMBER, _FIRST_HOT_NUMBER + count)
+    free = tuple(Place("", number, CcwAddress(number)) for number in numbers)
+    return Places(free, first_taken=_FIRST_HOT_NUMBER)
+
+
+def _on_root_bus(count: int, machine: Machine) -> Places:
+    limit = LAST_SLOT - machine.first_slot - _PC_COLD_SLOTS
     if not 0 <= count <= limit:
         raise InvalidConfig(f"hotplug_slots: 0 to {limit} on pc, not {count}")
     first = LAST_SLOT - count + 1
     # ACPI hot-plug needs no bridge there.
     slots = range(first, LAST_SLOT + 1)
-    places = tuple(Place("pci.0", slot, PciPath(((slot, 0),))) for slot in slots)
+    places = tuple(Place(machine.bus, slot, PciPath(((slot, 0),))) for slot in slots)
     return Places(places, first_taken=first)

@@ -1,4 +1,4 @@
-"""Where every device of a VM goes: PCI slots, root ports, MMIO transports.
+"""Where every device of a VM goes: PCI slots, root ports, MMIO transports, CCW numbers.
 
 The backend places each device itself, so it knows the guest's view of the address
 without asking, and slots stay reserved until a device is really gone.
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded
 from vmm.qemu import recipe
-from vmm.qemu.places import FIRST_PC_SLOT, Place, Places, choose, make_places
+from vmm.qemu.machines import machine_of
+from vmm.qemu.places import Place, Places, choose, make_places
 from vmm.spec import (
     AttachedDevice,
     BlockDevice,
+    CcwAddress,
     MmioIndex,
     NetDevice,
     PciPath,
@@ -25,6 +27,7 @@ from vmm.spec import (
 )
 
 if TYPE_CHECKING:
+    from vmm.qemu.machines import Transport
     from vmm.qemu.steps import Recipe
     from vmm.spec import Address, Device, VmSpec
 
@@ -50,12 +53,12 @@ class Plan:
     """The devices of one VM and the places that are left.
 
     Args:
-        pci: PCI; else virtio-mmio without hot-plug.
+        transport: how virtio devices reach the guest.
         bus: the root bus.
         iommu: devices of the root bus are behind an IOMMU, which old-style virtio is not.
     """
 
-    pci: bool
+    transport: Transport
     placed: dict[str, Placed] = field(default_factory=dict)
     places: Places = field(default_factory=lambda: Places(()))
     free_places: list[Place] = field(default_factory=list)
@@ -74,7 +77,7 @@ class Plan:
             LimitExceeded: none is left.
         """
         slot = self._next_slot
-        limit = self.places.first_taken if self.pci else MMIO_TRANSPORTS + 1
+        limit = MMIO_TRANSPORTS + 1 if self.transport == "mmio" else self.places.first_taken
         if slot >= limit:
             raise LimitExceeded(f"{what}: no slot is left for a device at boot")
         self._next_slot += 1
@@ -97,23 +100,38 @@ class Plan:
             raise Conflict(f"two devices have the id {device.id}")
         fds = own_fds(device)
         made = recipe.build(
-            device, self.new_name(device), pci=self.pci, fds=tuple(str(fd) for fd in fds)
+            device,
+            self.new_name(device),
+            transport=self.transport,
+            fds=tuple(str(fd) for fd in fds),
         )
         address: Address | None = None
         if _is_scsi(device):
             made, address = self._on_scsi(made, device)
         elif port := self._free_port(device):
-            made, address = made.at(port.bus, f"{port.addr:02x}"), port.path
+            made, address = made.at(**qemu_place(port.bus, port.addr)), port.path
         elif made.needs_slot:
             slot = self.take_slot(device.id)
-            if self.pci:
-                made = made.at(self.bus, f"{slot:02x}")
-                if self.iommu:
-                    made = made.behind_iommu()
-                address = PciPath(((slot, 0),))
-            else:
-                address = MmioIndex(slot - 1)
+            made = made.at(**self.cold_place(slot))
+            match self.transport:
+                case "pci":
+                    made = made.behind_iommu() if self.iommu else made
+                    address = PciPath(((slot, 0),))
+                case "ccw":
+                    address = CcwAddress(slot)
+                case "mmio":
+                    address = MmioIndex(slot - 1)
         self.placed[device.id] = Placed(AttachedDevice(device, address, hot=False), made, fds)
+
+    def cold_place(self, slot: int) -> dict[str, str]:
+        """Return how QEMU is told of a place that :meth:`take_slot` gave."""
+        match self.transport:
+            case "pci":
+                return qemu_place(self.bus, slot)
+            case "ccw":
+                return qemu_place("", slot)
+            case "mmio":
+                return {}  # in the order of the command line
 
     def _free_port(self, device: Device) -> Place | None:
         """Take a root port for a PCI Express device of the host; None when there is none."""
@@ -138,18 +156,18 @@ class Plan:
         if device.id in self.placed:
             raise Conflict(f"the device id {device.id} is in use")
         if _is_scsi(device):
-            made = recipe.build(device, self.new_name(device), pci=True)
+            made = recipe.build(device, self.new_name(device), transport=self.transport)
             made, address = self._on_scsi(made, device)
             placed = Placed(AttachedDevice(device, address, hot=True), made)
             self.placed[device.id] = placed
             return placed
-        made = recipe.build(device, self.new_name(device), pci=True, fds=fds)
+        made = recipe.build(device, self.new_name(device), transport=self.transport, fds=fds)
         place = choose(self.free_places, device)
         if place is None:
             count = len(self.places.free)
             raise LimitExceeded(f"{device.id}: all {count} places for hot-plug are in use")
         handle = AttachedDevice(device, place.path, hot=True)
-        placed = Placed(handle, made.at(place.bus, f"{place.addr:02x}"), place=place)
+        placed = Placed(handle, made.at(**qemu_place(place.bus, place.addr)), place=place)
         self.placed[device.id] = placed
         return placed
 
@@ -176,6 +194,11 @@ class Plan:
         )
 
 
+def qemu_place(bus: str, number: int) -> dict[str, str]:
+    """Return the options for a slot of a bus, or without one for a number on CCW."""
+    return {"bus": bus, "addr": f"{number:02x}"} if bus else {"devno": f"fe.0.{number:04x}"}
+
+
 def _is_scsi(device: Device) -> bool:
     return isinstance(device, BlockDevice) and device.bus == "scsi"
 
@@ -198,20 +221,17 @@ def make_plan(spec: VmSpec) -> Plan:
         InvalidConfig: the spec asks for what the machine type can't have.
         Conflict, LimitExceeded: see :meth:`Plan.add_cold`.
     """
-    pci = spec.machine != "microvm"
-    plan = Plan(pci, iommu=spec.iommu)
-    if pci:
-        plan.places = make_places(spec)
-        plan.free_places = list(plan.places.free)
-    if spec.machine == "pc":
-        plan.bus = "pci.0"
-        plan._next_slot = FIRST_PC_SLOT
+    machine = machine_of(spec)
+    plan = Plan(machine.transport, bus=machine.bus, iommu=spec.iommu)
+    plan.places = make_places(spec, machine)
+    plan.free_places = list(plan.places.free)
+    plan._next_slot = machine.first_slot
     if spec.image is not None:
         plan.add_cold(spec.image)  # first, so that the guest calls it vda
     if spec.channel == "serial" or any(isinstance(d, SerialDevice) for d in spec.devices):
         plan.controller_slot = plan.take_slot("virtio-serial")
     if spec.scsi:
-        if not pci:
+        if machine.transport == "mmio":
             raise InvalidConfig(f"scsi: {spec.machine} has no PCI")
         plan.scsi_slot = plan.take_slot("virtio-scsi")
         plan.free_targets = list(range(SCSI_TARGETS))

@@ -26,7 +26,7 @@ from vmm.qemu.qmp_codec import (
 )
 
 _TIMEOUT = 20
-_CACHE_FORMAT = 5
+_CACHE_FORMAT = 6
 _MINIMUM = (7, 2, 0)
 _DEVICES = (
     "pvpanic-pci",
@@ -35,6 +35,10 @@ _DEVICES = (
     "vhost-vsock-pci",
     "vfio-pci",
     "vhost-user-blk-pci",
+    "vhost-user-blk-ccw",
+    "vhost-user-fs-ccw",
+    "vhost-vsock-ccw",
+    "virtio-9p-ccw",
     "virtio-9p-pci",
     "virtio-mem-pci",
     "virtio-pmem-pci",

@@ -23,18 +23,19 @@ from vmm.spec import (
 )
 
 if TYPE_CHECKING:
+    from vmm.qemu.machines import Transport
     from vmm.spec import Device
 
 _TAG_9P_MAX = 31
 
 
-def build(device: Device, name: str, *, pci: bool, fds: tuple[str, ...] = ()) -> Recipe:
+def build(device: Device, name: str, *, transport: Transport, fds: tuple[str, ...] = ()) -> Recipe:
     """Return how to make a device.
 
     Args:
         device: what to make.
         name: QEMU id to give it: a letter first, at most 31 characters.
-        pci: virtio over PCI; else over MMIO.
+        transport: how virtio devices reach the guest.
         fds: for a NetDevice or VsockDevice with descriptors: how QEMU knows them, by
             number on the command line, by ``getfd`` name later.
 
@@ -44,38 +45,40 @@ def build(device: Device, name: str, *, pci: bool, fds: tuple[str, ...] = ()) ->
     """
     match device:
         case BlockDevice() | VhostUserBlockDevice() | PmemDevice():
-            return disks.build(device, name, pci=pci)
+            return disks.build(device, name, transport=transport)
         case NetDevice():
-            return _net(device, name, pci, fds)
+            return _net(device, name, transport, fds)
         case FsDevice():
-            return _fs(device, name, pci)
+            return _fs(device, name, transport)
         case NinePDevice():
-            return _ninep(device, name, pci)
+            return _ninep(device, name, transport)
         case RngDevice():
             backend = Step("object-add", {"qom-type": "rng-builtin", "id": f"{name}-src"})
-            return Recipe(name, (backend, virtio_step(name, "rng", pci, {"rng": f"{name}-src"})))
+            return Recipe(
+                name, (backend, virtio_step(name, "rng", transport, {"rng": f"{name}-src"}))
+            )
         case BalloonDevice():
             options = {
                 "free-page-reporting": device.free_page_reporting,
                 "deflate-on-oom": device.deflate_on_oom,
             }
-            return Recipe(name, (virtio_step(name, "balloon", pci, options),))
+            return Recipe(name, (virtio_step(name, "balloon", transport, options),))
         case PanicDevice():
-            if not pci:
+            if transport != "pci":
                 raise Unsupported("guest_panic_event", "needs PCI", "QEMU")
             return Recipe(name, (device_step(name, "pvpanic-pci", {}),))
         case VsockDevice():
-            return _vsock(device, name, pci, fds)
+            return _vsock(device, name, transport, fds)
         case SerialDevice():
             front = {"chardev": f"{name}-chr", "name": device.name, "bus": "vserial.0"}
             return Recipe(name, (device_step(name, "virtserialport", front),), needs_slot=False)
         case VfioDevice():
-            if not pci:
+            if transport != "pci":
                 raise Unsupported("vfio_cold", "needs PCI", "QEMU")
             return Recipe(name, (device_step(name, "vfio-pci", {"host": device.address}),))
 
 
-def _net(device: NetDevice, name: str, pci: bool, fds: tuple[str, ...]) -> Recipe:
+def _net(device: NetDevice, name: str, transport: Transport, fds: tuple[str, ...]) -> Recipe:
     if bool(device.tap) == bool(device.fds):
         raise InvalidConfig(f"{device.id}: give either a tap name or open descriptors")
     backend: dict[str, Any] = {"type": "tap", "id": f"{name}-net", "vhost": device.vhost}
@@ -86,35 +89,35 @@ def _net(device: NetDevice, name: str, pci: bool, fds: tuple[str, ...]) -> Recip
     else:
         backend["fds"] = ":".join(fds)
     front: dict[str, Any] = {"netdev": f"{name}-net", "mac": device.mac}
-    if pci:
+    if transport == "pci":
         front["romfile"] = ""  # no network boot
     if device.mtu:
         front["host_mtu"] = device.mtu
     if len(fds) > 1:
         front["mq"] = True
-        if pci:
+        if transport == "pci":
             front["vectors"] = 2 * len(fds) + 2
     return Recipe(
         name,
         (
             Step("netdev_add", backend, ("netdev_del", {"id": f"{name}-net"})),
-            virtio_step(name, "net", pci, front),
+            virtio_step(name, "net", transport, front),
         ),
     )
 
 
-def _fs(device: FsDevice, name: str, pci: bool) -> Recipe:
+def _fs(device: FsDevice, name: str, transport: Transport) -> Recipe:
     front = {"chardev": f"{name}-chr", "tag": device.tag, "queue-size": device.queue_size}
     return Recipe(
         name,
         (
             chardev_step(f"{name}-chr", str(device.socket)),
-            virtio_step(name, "fs", pci, front, family="vhost-user"),
+            virtio_step(name, "fs", transport, front, family="vhost-user"),
         ),
     )
 
 
-def _ninep(device: NinePDevice, name: str, pci: bool) -> Recipe:
+def _ninep(device: NinePDevice, name: str, transport: Transport) -> Recipe:
     if len(device.tag.encode()) > _TAG_9P_MAX:
         raise InvalidConfig(f"{device.id}: a 9p tag has at most {_TAG_9P_MAX} bytes")
     backend = {
@@ -127,20 +130,20 @@ def _ninep(device: NinePDevice, name: str, pci: bool) -> Recipe:
     if device.read_only:
         backend["readonly"] = "on"
     front = {"fsdev": f"{name}-fs", "mount_tag": device.tag}
-    return Recipe(name, (Step("fsdev", backend), virtio_step(name, "9p", pci, front)))
+    return Recipe(name, (Step("fsdev", backend), virtio_step(name, "9p", transport, front)))
 
 
-def _vsock(device: VsockDevice, name: str, pci: bool, fds: tuple[str, ...]) -> Recipe:
+def _vsock(device: VsockDevice, name: str, transport: Transport, fds: tuple[str, ...]) -> Recipe:
     if device.vhost_user is not None:
         front: dict[str, Any] = {"chardev": f"{name}-chr"}
         return Recipe(
             name,
             (
                 chardev_step(f"{name}-chr", str(device.vhost_user)),
-                virtio_step(name, "vsock", pci, front, family="vhost-user"),
+                virtio_step(name, "vsock", transport, front, family="vhost-user"),
             ),
         )
     front = {"guest-cid": device.cid}
     if fds:
         front["vhostfd"] = fds[0]
-    return Recipe(name, (virtio_step(name, "vsock", pci, front, family="vhost"),))
+    return Recipe(name, (virtio_step(name, "vsock", transport, front, family="vhost"),))

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmm.qemu.machines import Transport
 
 # virtio devices that QEMU serves itself: another process would have to ask it for each
 # translation.
@@ -57,17 +60,17 @@ class Recipe:
     Args:
         name: QEMU id of the front-end.
         steps: what to do in order.
-        needs_slot: the front-end takes a PCI slot or an MMIO transport.
+        needs_slot: the front-end takes a PCI slot, an MMIO transport or a device number.
     """
 
     name: str
     steps: tuple[Step, ...]
     needs_slot: bool = True
 
-    def at(self, bus: str, addr: str) -> Recipe:
-        """Return the recipe with the front-end put on a bus at a slot."""
+    def at(self, **place: object) -> Recipe:
+        """Return the recipe with the front-end put at a place, as QEMU spells it."""
         *rest, front = self.steps
-        placed = {**front.arguments, "bus": bus} | ({"addr": addr} if addr else {})
+        placed = {**front.arguments, **place}
         return replace(self, steps=(*rest, replace(front, arguments=placed)))
 
     def behind_iommu(self) -> Recipe:
@@ -91,10 +94,15 @@ def device_step(name: str, driver: str, options: dict[str, Any]) -> Step:
 
 
 def virtio_step(
-    name: str, kind: str, pci: bool, options: dict[str, Any], family: str = "virtio"
+    name: str, kind: str, transport: Transport, options: dict[str, Any], family: str = "virtio"
 ) -> Step:
-    """Return the step that makes a virtio front-end, on PCI or on MMIO."""
-    return device_step(name, f"{family}-{kind}-{'pci' if pci else 'device'}", options)
+    """Return the step that makes a virtio front-end on the machine's transport."""
+    return device_step(name, virtio_driver(kind, transport, family), options)
+
+
+def virtio_driver(kind: str, transport: Transport, family: str = "virtio") -> str:
+    """Return what QEMU calls a virtio device on a transport."""
+    return f"{family}-{kind}-{'device' if transport == 'mmio' else transport}"
 
 
 def chardev_step(name: str, path: str) -> Step:

@@ -44,6 +44,8 @@ def cases(profile: Path) -> list[Case]:
         Case("read-only", "touch /x 2>&1", {"readonly_rootfs": True}, ".*Read-only file system"),
         Case("writable", "touch /x && echo written", {}, "written"),
         Case("privileged", "mount -t tmpfs none /tmp && echo ok", {"privileged": True}, "ok"),
+        Case("privileged-devices", "test -b /dev/vda && echo ok", {"privileged": True}, "ok"),
+        Case("unprivileged-devices", "test -e /dev/vda || echo ok", {}, "ok"),
         Case("unprivileged", "mount -t tmpfs none /tmp 2>&1", {}, ".*(denied|not permitted).*"),
         Case(
             "added", STATUS.format("CapEff"),

@@ -61,7 +61,7 @@ class Installation:
         self.launcher = root / "containerd-shim-katapy-v2"
         python = str(Path(sys.executable).resolve())
         self.launcher.write_text(
-            render_launcher(python, str(source), [sysconfig.get_path("purelib")])
+            render_launcher(python, str(source), str(root / "pyc"), [sysconfig.get_path("purelib")])
         )
         self.launcher.chmod(0o755)
 

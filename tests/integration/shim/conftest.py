@@ -38,7 +38,9 @@ class Installation:
         shutil.copy(Path(__file__).with_name("daemon_for_tests.py"), source / "shim/daemon.py")
         (source / "protos").symlink_to(REPOSITORY / "protos")
         self.source = source
-        self.launcher.write_text(render_launcher(PYTHON, str(source), ["/third/party"]))
+        self.launcher.write_text(
+            render_launcher(PYTHON, str(source), str(root / "pyc"), ["/third/party"])
+        )
         self.launcher.chmod(0o755)
         self.extra: dict[str, str] = {}
         self.logs: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -104,5 +105,56 @@ def test_output_that_nobody_asks_for_is_dropped(loop: Loop) -> None:
             await loop.sleep(4 * LINGER)
             assert made.execs == {}
             assert await process.stdout.read() == b""
+
+    loop.run(main())
+
+
+def test_an_exec_that_takes_its_id_leaves_it_its_output(loop: Loop, tmp_path: Path) -> None:
+    got = 0
+
+    async def main() -> None:
+        nonlocal got
+        async with Nursery(loop) as nursery:
+            made, process = _ended_exec(loop, nursery)
+            await made.wait("e")
+            successor = _ended_exec(loop, nursery)[1]
+
+            async def launch(*_arguments: object) -> Process:
+                return successor
+
+            made.bundle = str(tmp_path)
+            made._runtime.launch = launch  # type: ignore[assignment]
+            made._runtime.serial = lambda: 1  # type: ignore[method-assign]
+            await made.exec("e", {}, b"{}")
+            assert made.find("e") is successor
+            while data := await process.stdout.read(SIZE // 6):
+                got += len(data)
+            await loop.sleep(3 * LINGER)
+            assert made.execs == {"e": successor}
+            assert process.stdin._fd == -1  # its streams are closed all the same
+            successor.close()
+
+    loop.run(main())
+    assert got == SIZE
+
+
+class LeavingStream(SlowStream):
+    """The end of a host that lets go after the first bytes."""
+
+    async def receive(self) -> None:  # type: ignore[override]
+        await self._loop.sleep(LINGER)
+
+
+def test_a_host_that_lets_go_holds_nothing_open(loop: Loop) -> None:
+    async def main() -> None:
+        async with Nursery(loop) as nursery:
+            made, process = _ended_exec(loop, nursery)
+            await made.wait("e")
+            attached = nursery.spawn(process.attach(loop, cast(Stream, LeavingStream(loop)), 1000))
+            await loop.sleep(4 * LINGER)
+            assert attached.finished
+            assert made.execs == {}
+            assert process.stdin._fd == -1
+            attached.cancel()
 
     loop.run(main())

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from shim.errors import InvalidArgument, Unimplemented
-from shim.stdio.target import FileTarget, LoggerTarget, PathTarget, parse_stdin, parse_target
+from shim.stdio.target import (
+    FileTarget,
+    LoggerTarget,
+    PathTarget,
+    StreamTarget,
+    parse_stdin,
+    parse_target,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,14 +29,26 @@ def test_targets(value: str, target: object) -> None:
     assert parse_target(value) == target
 
 
-@pytest.mark.parametrize("value", ["relative", "file://", "http:///x", "binary://", "/a\0b"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("relative", "file://", "http:///x", "binary://", "/a\0b"),
+        *("ttrpc+unix:///s", "ttrpc+unix:///s?streaming_id=", "ttrpc+unix://s?streaming_id=c"),
+    ],
+)
 def test_malformed_targets_are_refused(value: str) -> None:
     with pytest.raises(InvalidArgument, match="stdio"):
         parse_target(value)
 
 
-@pytest.mark.parametrize("value", ["ttrpc+unix:///s?streaming_id=c-stdout", "ttrpc+vsock://2:3"])
-def test_streaming_is_said_to_be_missing(value: str) -> None:
+def test_a_stream_is_known_by_its_id() -> None:
+    value = "ttrpc+unix:///run/s/1?streaming_id=c%2D1-stdout"
+    assert parse_target(value) == StreamTarget("c-1-stdout")
+    assert parse_stdin(value) == StreamTarget("c-1-stdout")
+
+
+@pytest.mark.parametrize("value", ["grpc+unix:///s?streaming_id=c", "ttrpc+vsock://2:3"])
+def test_streams_come_by_ttrpc_on_a_unix_socket(value: str) -> None:
     with pytest.raises(Unimplemented):
         parse_target(value)
     with pytest.raises(Unimplemented):

@@ -1,0 +1,96 @@
+"""QEMU's machine types: how devices reach the guest, and what each machine can't do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from vmm.arch import architecture
+from vmm.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from vmm.spec import VmSpec
+
+Transport = Literal["pci", "mmio", "ccw"]
+Places = Literal["bridges", "root ports", "root bus", "device numbers", "none"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine type of one architecture.
+
+    Args:
+        options: of ``-M``, the type's own name first.
+        transport: how virtio devices reach the guest.
+        bus: the root bus of PCI.
+        first_slot: the first slot of it that is free at boot.
+        places: where devices that come later go.
+        grows: CPUs and memory can be added.
+        nvdimm: it has slots for persistent memory modules.
+        iommu: it can have Intel's IOMMU.
+        arguments: further options of the command line.
+    """
+
+    options: str
+    transport: Transport = "pci"
+    bus: str = "pcie.0"
+    first_slot: int = 1
+    places: Places = "root ports"
+    grows: bool = False
+    nvdimm: bool = False
+    iommu: bool = False
+    arguments: tuple[str, ...] = ()
+
+
+_PC = "vmport=off,smbus=off,sata=off,usb=off"
+# Emulation has none of the mitigations that the machine would promise the guest.
+_NO_MITIGATIONS = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off"
+
+_MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
+    {
+        ("x86_64", "q35"): Machine(
+            f"q35,{_PC}", places="bridges", grows=True, nvdimm=True, iommu=True
+        ),
+        # The host bridge and the ISA bridge have the first slots.
+        ("x86_64", "pc"): Machine(
+            f"pc,{_PC}", bus="pci.0", first_slot=2, places="root bus", grows=True, nvdimm=True
+        ),
+        # Without qboot and with option ROMs off the kernel is never started.
+        ("x86_64", "microvm"): Machine(
+            "microvm,x-option-roms=off,rtc=on,isa-serial=on",
+            transport="mmio",
+            places="none",
+            arguments=("-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"),
+        ),
+        ("aarch64", "virt"): Machine("virt,gic-version=max"),
+        ("riscv64", "virt"): Machine("virt"),
+        # A device that comes later must be put into the guest's device tree by a program
+        # of the guest (drmgr). The full firmware takes ten seconds to look for disks.
+        ("ppc64le", "pseries"): Machine(
+            f"pseries,x-vof=on,{_NO_MITIGATIONS}",
+            bus="pci.0",
+            places="none",
+            arguments=("-bios", "vof.bin"),
+        ),
+        ("s390x", "s390-ccw-virtio"): Machine(
+            "s390-ccw-virtio", transport="ccw", places="device numbers"
+        ),
+    }
+)
+
+
+def machine_of(spec: VmSpec) -> Machine:
+    """Return what is particular about a VM's machine type.
+
+    Raises:
+        InvalidConfig: its architecture has no such machine type.
+    """
+    arch = architecture(spec.arch)
+    machine = _MACHINES.get((arch.name, spec.machine))
+    if machine is None:
+        raise InvalidConfig(
+            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
+        )
+    return machine
