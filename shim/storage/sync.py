@@ -14,7 +14,6 @@ Source: inotify(7); see :mod:`shim.storage.tree` for kubelet's side.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 import trio
 
 from shim.errors import Internal, InvalidArgument
+from shim.sockets import sha256_hex
 from shim.storage import tree
 from shim.storage.tree import Changed, Entry
 from shim.storage.watch import Watch
@@ -76,8 +76,8 @@ class SyncedFiles:
         self._push = push
         self._is_file = is_file
         self._known: tree.Tree = {}
-        self._digest = b""
-        """Of the single file's content, as both sides have it."""
+        self._digest = ""
+        """Of the single file's content, as both sides have it; "" of one that is too large."""
         self._changing = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -132,13 +132,15 @@ class SyncedFiles:
             TtrpcError: the guest has none, or is gone.
         """
         async with self._changing:
+            if not self._digest:
+                return  # it was too large from the start
             data = await pull(os.path.basename(self.source), RETURN_BYTES + 1)
             if len(data) > RETURN_BYTES:
                 raise InvalidArgument(
                     f"volume {self.source}: the guest's has more than {RETURN_BYTES} bytes, "
                     "too many to be brought back; a shared file system has no such limit"
                 )
-            digest = hashlib.sha256(data).digest()
+            digest = sha256_hex(data)
             if digest == self._digest:
                 return
             try:
@@ -214,17 +216,18 @@ class SyncedFiles:
             source = os.path.realpath(self.source) if self._is_file else f"{self.source}/{path}"
             # Nobody sees a version's files before the link is swapped.
             at_once = self._is_file or path.startswith("..")
-            digest = hashlib.sha256()
+            content = b""
             for offset, data in tree.chunks(source, entry.size, BATCH_BYTES):
-                if self._is_file:
-                    digest.update(data)
+                if self._is_file and entry.size <= RETURN_BYTES:
+                    content += data
                 yield FileChange(name, *owner, entry.size, offset, data, in_place=at_once)
-            self._digest = digest.digest()
+            if self._is_file:
+                self._digest = sha256_hex(content) if entry.size <= RETURN_BYTES else ""
 
 
-def _digest(path: str) -> bytes:
+def _digest(path: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(RETURN_BYTES + 1)).digest()
+        return sha256_hex(file.read(RETURN_BYTES + 1))
 
 
 def _rewrite(path: str, data: bytes) -> None:
