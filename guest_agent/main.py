@@ -134,6 +134,7 @@ def _build(
             **dict.fromkeys(_SOCKETS, Deferred(lambda: _sockets(loop))),
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
+            "PullFile": sandbox.pull_file,
         },
         frozenset({"WaitListeners"}),
     )

@@ -360,6 +360,20 @@ class Agent:
         )
         await self._extension.PushFiles(request, timeout=REQUEST_TIMEOUT_S)
 
+    async def pull_file(self, volume: str, path: str, limit: int) -> bytes:
+        """Read the head of a file of such a volume, as the guest has left it.
+
+        Needs the feature ``pull-file``.
+
+        Args:
+            volume: its name.
+            path: relative to it.
+            limit: bytes, 2 MiB at most.
+        """
+        request = extension_pb2.PullFileRequest(volume=volume, path=path, limit=limit)
+        answer = await self._extension.PullFile(request, timeout=REQUEST_TIMEOUT_S)
+        return bytes(answer.data)
+
     def proxy_socket(self, host_path: str, guest_path: str, owner: Owner) -> SocketProxy:
         """A unix socket in the guest that leads to one on the host; run it as a task.
 

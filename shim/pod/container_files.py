@@ -7,6 +7,7 @@ Each thing is pushed on the container's rollback stack before it is made.
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,9 +18,11 @@ from protos.kata import agent_pb2
 from shim.cleanup.ledger import Ledger
 from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
+from shim.errors import KatapyError
+from shim.log import Log
 from shim.oci.devices import host_disks
 from shim.oci.mounts import host_mounts
-from shim.pod.vfio import PodVfio
+from shim.pod.vfio import LEFT_TO_CONTAINER, PodVfio
 from shim.pod.vm import PodVm
 from shim.pod.volumes import PodVolumes
 from shim.requests import CreateContainer
@@ -31,9 +34,12 @@ from shim.storage.options import Mount
 from shim.storage.pack import Packing
 from shim.storage.rootfs import BlockRootfs, LayeredRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
+from shim.ttrpc.connection import ConnectionClosed
+from shim.ttrpc.status import TtrpcError
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
+RETURN_TIMEOUT_S = 10.0
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
 
 
@@ -46,20 +52,37 @@ class ContainerVolumes:
         storages: mounts the agent makes first.
         devices: what the agent waits for; disks' numbers it puts into the spec.
         numbers: path in the container to a stand-in for those numbers.
+        copies: bring files back that the container could write, and only in the guest.
     """
 
     sources: dict[int, str | None] = field(default_factory=dict)
     storages: list[agent_pb2.Storage] = field(default_factory=list)
     devices: list[agent_pb2.Device] = field(default_factory=list)
     numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    copies: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def add_disk(self, path: str, place: str) -> None:
         """Give the container a disk as the device node ``path``."""
-        # Major 0 is no device's, so a stand-in never is another disk's real number.
-        self.numbers[path] = (0, len(self.numbers) + 1)
+        self.keep_node(path)
         self.devices.append(
             agent_pb2.Device(id=place, type=agent_driver(place), container_path=path)
         )
+
+    def keep_node(self, path: str) -> None:
+        """Leave the container its node at a path, for the agent to put the numbers in."""
+        # Major 0 is no device's, so a stand-in never is another disk's real number.
+        self.numbers[path] = (0, len(self.numbers) + 1)
+
+    async def bring_back(self, log: Log) -> None:
+        """Have the host's files be as the container that has ended left them."""
+        with trio.move_on_after(RETURN_TIMEOUT_S) as scope:
+            for bring_back in self.copies:
+                try:
+                    await bring_back()
+                except (KatapyError, TtrpcError, ConnectionClosed) as error:
+                    log.warning(f"a file that was copied into the guest stays there: {error}")
+        if scope.cancelled_caught:
+            log.warning(f"copied files were not brought back within {RETURN_TIMEOUT_S:g} s")
 
 
 class ContainerFiles:
@@ -235,6 +258,8 @@ class ContainerFiles:
                 # One file system in the guest, whatever is mounted below it on the host.
                 entry = spec["mounts"][mount.index]
                 entry["options"] = [word for word in entry["options"] if word != "ro"]
+            if placed.bring_back is not None and not mount.readonly:
+                volumes.copies.append(placed.bring_back)
             if placed.disk:
                 volumes.add_disk(mount.destination, placed.disk)
         for device in host_disks(spec):
@@ -242,7 +267,10 @@ class ContainerFiles:
             path = await trio.to_thread.run_sync(find)
             placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
             volumes.add_disk(device.path, placed.disk)
-        volumes.devices += await self._vfio.add(spec, cleanup)
+        for passed in await self._vfio.add(spec, cleanup):
+            volumes.devices.append(passed)
+            if passed.type == LEFT_TO_CONTAINER:
+                volumes.keep_node(passed.container_path)
         return volumes
 
 

@@ -250,9 +250,14 @@ class Sandbox:
             host_pid=self._settings.host_pid,
             in_pod=in_pod,
         )
-        hooks = await create_in_guest(place, request, spec, joined, cleanup)
+        hooks, volumes = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
-        await self.supervise(container.init, stdio, container.end_execs)
+
+        async def before_exit() -> None:
+            await container.end_execs()
+            await volumes.bring_back(self._log)
+
+        await self.supervise(container.init, stdio, before_exit)
         if container.init.exit is not None:
             raise Unavailable(f"container {container.id} ended while it was created")
         # Not before: the end of a container that nobody was told of is no event.

@@ -73,12 +73,15 @@ class Placed:
         storages: mounts the agent makes first.
         disk: where the guest finds the disk that is the volume, "" for a directory.
         guarded: it is read-only by itself, and what is mounted below it is not.
+        bring_back: has the host's file be as the guest's copy; None where it is no copy of a
+            file.
     """
 
     path: str = ""
     storages: tuple[agent_pb2.Storage, ...] = ()
     disk: str = ""
     guarded: bool = False
+    bring_back: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -302,7 +305,11 @@ class PodVolumes:
         undo.push("the copied files", partial(self._remove_pushed, name))
         await self._run(files.run, f"the copy of {plan.source}", undo)
         path = f"{GUEST_SANDBOX}/pushed/{name}"
-        return Placed(f"{path}/{os.path.basename(plan.source)}" if plan.is_file else path)
+        if not plan.is_file:
+            return Placed(path)
+        pull = partial(agent.pull_file, name)
+        back = partial(files.bring_back, pull) if "pull-file" in agent.features else None
+        return Placed(f"{path}/{os.path.basename(plan.source)}", bring_back=back)
 
     async def _remove_pushed(self, name: str) -> None:
         if not self._gone():

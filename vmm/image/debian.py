@@ -70,7 +70,11 @@ _ON_DEMAND_DIRECTORIES = (
     "kernel/fs/ext4/",
     "kernel/fs/squashfs/",
 )
-_ON_DEMAND = ("loop", "dm_mod", "dm_verity", "veth", "tun", "dummy", "macvlan", "xfrm_user")
+_ON_DEMAND = (
+    *("loop", "dm_mod", "dm_verity", "veth", "tun", "dummy", "macvlan", "xfrm_user"),
+    # By the agent, for a container that drives a PCI device itself.
+    *("vfio_pci", "vfio_iommu_type1"),
+)
 
 
 @dataclass(frozen=True)
