@@ -31,7 +31,7 @@ Section = TypeVar("Section", bound=AnyHypervisor | Runtime | Agent)
 
 PREFIXES = ("io.katacontainers.config.", "io.katapy.config.")
 
-# What a pod may set without being allowed to: nothing of it reaches the host.
+# What a pod may set without being allowed to, as with Kata.
 _RUNTIME = frozenset(
     (
         "create_container_timeout",

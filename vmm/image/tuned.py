@@ -20,7 +20,6 @@ from vmm.image.errors import ImageError
 from vmm.image.sources import data_file
 
 METAPACKAGE = "linux-source"
-BUILD_PACKAGES = ("bc", "bison", "flex", "gcc", "libelf-dev", "libssl-dev", "make", "xz-utils")
 KERNEL_ARGS = "rootfstype=erofs ro memhp_default_state=online_movable"
 
 _REAL_PACKAGE = r"linux-source-\d.*"
