@@ -52,7 +52,7 @@ def pci_address_steps(path: str) -> tuple[str, list[str]]:
 def pci_folder(path: str) -> str:
     """The sysfs folder of the device at a guest PCI path, "" while there is none."""
     root, steps = pci_address_steps(path)
-    folder = f"/sys/devices/pci{root}"
+    folder = _root_folder(root)
     for step in steps:
         try:
             matches = [name for name in os.listdir(folder) if _is_step(name, step)]
@@ -62,6 +62,14 @@ def pci_folder(path: str) -> str:
             return ""
         folder = f"{folder}/{matches[0]}"
     return folder
+
+
+def _root_folder(bus: str) -> str:
+    """The sysfs folder of a root bus: below its bridge, where a device tree names one."""
+    folder = f"/sys/devices/pci{bus}"
+    if os.path.isdir(folder):
+        return folder
+    return os.path.dirname(os.path.dirname(os.path.realpath(f"/sys/class/pci_bus/{bus}")))
 
 
 def _is_step(name: str, step: str) -> bool:

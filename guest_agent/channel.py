@@ -27,7 +27,6 @@ _PORT_PAGES = 32
 _QUIET_SECONDS = 0.2
 _PORT_SECONDS = 10.0
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_CLOSED_BY_PEER = (ConnectionResetError, BrokenPipeError, TimeoutError)
 
 
 class Line:
@@ -222,7 +221,10 @@ async def serve_connection(server: Server, fd: int) -> None:
             except BlockingIOError:
                 await loop.wait_readable(fd)
                 continue
-            except _CLOSED_BY_PEER:
+            except OSError as error:
+                # Not the agent's end, whatever it is: the host may connect again. A VM that
+                # was loaded from a snapshot has lost its vsock connections (ENOTCONN).
+                log("info", "connection ended", error=error)
                 break
             if not data:
                 break

@@ -9,7 +9,6 @@ Source: containerd ``api/runtime/sandbox/v1/sandbox.proto``, core/sandbox.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -23,7 +22,6 @@ from shim.ttrpc.service import CallContext
 
 READY = "SANDBOX_READY"
 NOT_READY = "SANDBOX_NOTREADY"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class SandboxService:
@@ -67,10 +65,9 @@ class SandboxService:
     def platform(self, request: pb.PlatformRequest, _context: CallContext) -> pb.PlatformResponse:
         """Say what its containers run on."""
         self._check(request.sandbox_id)
-        machine = os.uname().machine
         return pb.PlatformResponse(
             platform=types_pb2.Platform(
-                os="linux", architecture=_ARCHITECTURES.get(machine, machine)
+                os="linux", architecture=self._sandbox.guest_architecture.oci
             )
         )
 
@@ -112,6 +109,8 @@ class SandboxService:
             about = {"pid": life.pid, "networkNamespace": self._netns_path}
             response.info["info"] = json.dumps(about)
             response.info["networkSandboxPath"] = self._netns_path
+            response.info["pid"] = str(life.pid)
+            response.info["state"] = response.state
         return response
 
     async def ping(self, request: pb.PingRequest, _context: CallContext) -> pb.PingResponse:

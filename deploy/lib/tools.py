@@ -13,6 +13,26 @@ def fetch_qemu(release: str) -> Unpacked:
     return fetch_debs(release, ["qemu-system-x86"], ["/usr/bin/qemu-system-x86_64"])
 
 
+FOREIGN_QEMU = {
+    "ppc64le": ("bookworm", "qemu-system-ppc", "qemu-system-ppc64le"),
+    "riscv64": ("bookworm", "qemu-system-misc", "qemu-system-riscv64"),
+    "s390x": ("bookworm", "qemu-system-misc", "qemu-system-s390x"),
+}
+"""Release, package and program of the QEMU for a guest's architecture, by ``uname -m``."""
+
+
+def fetch_foreign_qemu(architecture: str) -> tuple[Unpacked, str]:
+    """QEMU for an architecture other than the host's, and the path of its program in it."""
+    release, package, name = FOREIGN_QEMU[architecture]
+    program = f"/usr/bin/{name}"
+    return fetch_debs(release, [package], [program]), program
+
+
+def fetch_squashfs_tools() -> Unpacked:
+    """What packs a guest image for kernels that mount no erofs of ours, as /usr/bin/mksquashfs."""
+    return fetch_debs("bookworm", ["squashfs-tools"], ["/usr/bin/mksquashfs"])
+
+
 def fetch_virtiofsd() -> Unpacked:
     """The virtiofsd that is written in Rust, as /usr/libexec/virtiofsd."""
     return fetch_debs("trixie", ["virtiofsd"], ["/usr/libexec/virtiofsd"])

@@ -164,7 +164,7 @@ def guest_memory(world: World, container: str, figures: Figures) -> None:
     )
     sizes = {name: int(value.split()[0]) for name, value in re.findall(r"(\w+):\s+(.*)", text)}
     used = (sizes["MemTotal"] - sizes["MemFree"]) / 1024
-    figures.add("guest_used", "memory not free in the guest", "MiB", KATAPY, used)
+    figures.add("guest_used", "memory not free in the guest, with a container", "MiB", KATAPY, used)
 
 
 def pods(world: World, runtime: str, count: int, figures: Figures) -> None:

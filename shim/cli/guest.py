@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 from shim.cli.findings import Finding, Level
+from vmm.arch import architecture
 from vmm.image.errors import ImageError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def built_image(config: Config) -> GuestImage:
     """
     from vmm.image.store import find_image
 
-    return find_image(config.katapy.cache_dir, kernel_kind(config))
+    return find_image(config.katapy.cache_dir, kernel_kind(config), config.katapy.guest_arch)
 
 
 def kernel_kind(config: Config) -> KernelKind | None:
@@ -60,8 +61,8 @@ def kernel_kind(config: Config) -> KernelKind | None:
 
 
 def may_have_9p(config: Config) -> bool:
-    """Whether the guest's kernel has 9p, as far as it can be told: Debian's has not."""
-    if config.hypervisor.kernel is not None:
+    """Whether the guest's kernel has 9p, as far as it can be told: Debian's cloud one has not."""
+    if config.hypervisor.kernel is not None or architecture(config.katapy.guest_arch).has_9p:
         return True
     try:
         return built_image(config).kind == "tuned"

@@ -64,20 +64,26 @@ def find(config: Config) -> list[Vmm]:
 
 def _qemu(config: Config) -> tuple[Path, Capabilities]:
     from vmm.qemu import accel, capabilities, probe
+    from vmm.qemu.machines import find_machine
 
     vm = config.hypervisor
-    binary = probe.find_binary(
-        architecture(config.katapy.guest_arch), (isinstance(vm, Qemu) and vm.path) or ""
-    )
+    arch = architecture(config.katapy.guest_arch)
+    binary = probe.find_binary(arch, (isinstance(vm, Qemu) and vm.path) or "")
     features = probe.probe(binary)
+    grows = find_machine(arch, arch.machines[0]).grows
     asks_for_all = VmSpec(
         kernel=_NOWHERE,
         runtime_dir=_NOWHERE,
-        max_vcpus=2,
-        max_memory_bytes=512 * MIB,
+        arch=arch.name,
+        machine=arch.machines[0],
+        max_vcpus=2 if grows else 0,
+        max_memory_bytes=512 * MIB if grows else 0,
+        hugepages=True,
+        user=(1, 1),
         devices=(BalloonDevice(), PanicDevice(), FsDevice("fs", "fs", _NOWHERE)),
     )
-    return binary, capabilities.capabilities(asks_for_all, features, accel.detect())
+    chosen = accel.choose("auto", arch)
+    return binary, capabilities.capabilities(asks_for_all, features, chosen)
 
 
 def _firecracker(config: Config, *, pci: bool) -> tuple[Path, Capabilities]:

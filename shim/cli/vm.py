@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -12,13 +13,15 @@ from shim.cli.findings import Finding, Level
 from shim.cli.guest import may_have_9p
 from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.errors import ConfigError
-from shim.pod.vm_plan import choose_channel
+from shim.pod.vm_plan import choose_channel, choose_shared_fs
+from vmm.arch import architecture, host_architecture
 from vmm.errors import InvalidConfig
 from vmm.virtiofsd import PLACES, find_binary
 
 if TYPE_CHECKING:
     from shim.config.hypervisors import AnyHypervisor
     from shim.config.model import Config
+    from vmm.qemu.machines import Machine
     from vmm.qemu.probe import QemuFeatures
 
 VSOCK_DAEMON = "vhost-device-vsock"
@@ -30,7 +33,6 @@ _VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 def accelerator(config: Config) -> Iterable[Finding]:
     """KVM, proved by a small VM, or emulation."""
-    from vmm.arch import architecture
     from vmm.qemu import accel
 
     wanted = cast('Literal["auto", "kvm", "tcg"]', config.katapy.accelerator)
@@ -45,7 +47,11 @@ def accelerator(config: Config) -> Iterable[Finding]:
     elif wanted == "tcg":
         yield Finding(name, Level.OK, "emulation, as configured")
     else:
-        advice = "turn virtualization on in the firmware (or in the outer VM) and load kvm"
+        arch = architecture(config.katapy.guest_arch)
+        if arch.name == host_architecture():
+            advice = "turn virtualization on in the firmware (or in the outer VM) and load kvm"
+        else:
+            advice = f"pods of {arch.name} are faster on a host of {arch.name}"
         text = f"emulation, many times slower than KVM: {chosen.why_not_kvm}"
         yield Finding(name, Level.WARN, text, advice)
 
@@ -74,8 +80,8 @@ def find_program(vm: AnyHypervisor) -> Path | None:
 
 
 def _qemu(vm: Qemu, guest_arch: str) -> Iterable[Finding]:
-    from vmm.arch import architecture
     from vmm.qemu import probe
+    from vmm.qemu.machines import find_machine
 
     arch = architecture(guest_arch)
     machine = arch.machines[0] if vm.machine_type == "auto" else vm.machine_type
@@ -88,21 +94,29 @@ def _qemu(vm: Qemu, guest_arch: str) -> Iterable[Finding]:
         return
     package = f" ({features.package})" if features.package else ""
     yield Finding("QEMU", Level.OK, f"{binary} {features.version_text}{package}")
-    for missing, level in _missing(vm, machine, features):
+    try:
+        found = find_machine(arch, machine)
+    except InvalidConfig as error:
+        yield Finding("QEMU", Level.FAIL, str(error), "correct machine_type in [hypervisor.qemu]")
+        return
+    for missing, level in _missing(vm, machine, found, features):
         advice = "install a QEMU that is built with it, or change [hypervisor.qemu]"
         yield Finding("QEMU", level, f"{binary} has no {missing}", advice)
 
 
-def _missing(vm: Qemu, machine: str, features: QemuFeatures) -> Iterable[tuple[str, Level]]:
-    if machine not in features.machines:
-        yield f"machine type {machine}", Level.FAIL
+def _missing(
+    vm: Qemu, name: str, machine: Machine, features: QemuFeatures
+) -> Iterable[tuple[str, Level]]:
+    bus = "ccw" if machine.transport == "ccw" else "pci"  # a QEMU has on MMIO what it has on PCI
+    if name not in features.machines:
+        yield f"machine type {name}", Level.FAIL
     if vm.seccompsandbox and not features.sandbox:
         yield "seccomp (seccompsandbox)", Level.FAIL
-    if vm.shared_fs == "virtio-fs" and "vhost-user-fs-pci" not in features.devices:
-        yield "vhost-user-fs-pci (shared_fs)", Level.FAIL
-    if vm.shared_fs == "virtio-9p" and "virtio-9p-pci" not in features.devices:
-        yield "virtio-9p-pci (shared_fs)", Level.FAIL
-    if vm.enable_virtio_mem and "virtio-mem-pci" not in features.devices:
+    if vm.shared_fs == "virtio-fs" and f"vhost-user-fs-{bus}" not in features.devices:
+        yield f"vhost-user-fs-{bus} (shared_fs)", Level.FAIL
+    if vm.shared_fs == "virtio-9p" and f"virtio-9p-{bus}" not in features.devices:
+        yield f"virtio-9p-{bus} (shared_fs)", Level.FAIL
+    if vm.enable_virtio_mem and machine.grows and "virtio-mem-pci" not in features.devices:
         yield "virtio-mem-pci (enable_virtio_mem)", Level.WARN
 
 
@@ -117,6 +131,15 @@ def shared_directories(config: Config) -> Iterable[Finding]:
         yield Finding(name, Level.OK, "none, as configured: only block devices reach the guest")
         return
     has_9p = isinstance(vm, Qemu) and may_have_9p(config)
+    arch = architecture(config.katapy.guest_arch)
+    if isinstance(vm, Qemu) and arch.byte_order != sys.byteorder:
+        try:
+            choose_shared_fs(config, has_9p=has_9p)
+            yield Finding(name, Level.OK, f"9p, as {arch.name} has the other byte order")
+        except ConfigError as error:
+            advice = f'set shared_fs = "auto" and rootless = false in [{vm.section}]'
+            yield Finding(name, Level.FAIL, str(error), advice)
+        return
     if vm.shared_fs == "virtio-9p":
         if has_9p:
             yield Finding(name, Level.OK, "9p, as configured")

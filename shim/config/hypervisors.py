@@ -123,7 +123,7 @@ class Qemu(SharingHypervisor):
 
     name: ClassVar[Name] = "qemu"
 
-    # "auto" is ours: q35 on x86-64, virt elsewhere.
+    # "auto" is ours: the first one of the guest's architecture.
     machine_type: str = key("auto", rules.choice("auto", *MACHINES))
     # "auto" is ours: 9p reads five times faster than virtio-fs under TCG and needs no
     # daemon, but wants a guest kernel that has it.
@@ -131,7 +131,8 @@ class Qemu(SharingHypervisor):
     # Kata's 8192 makes reads many times slower than the largest one that is useful.
     msize_9p: int = key(512000, rules.integer(4096, 1 << 20, "bytes"))
     block_device_driver: str = key(
-        "virtio-blk", rules.choice("virtio-blk", "virtio-blk-pci", "virtio-scsi")
+        "virtio-blk",
+        rules.choice("virtio-blk", "virtio-blk-pci", "virtio-blk-ccw", "virtio-scsi"),
     )
     # Go's runtime says it by disable_image_nvdimm; the default is that of runtime-rs's
     # other VMMs, as a disk needs no room in the guest's address space.

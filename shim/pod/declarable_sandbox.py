@@ -17,6 +17,7 @@ from shim.pod.container import kill_all
 from shim.pod.files import make_pod_files
 from shim.pod.sandbox import Sandbox
 from shim.pod.state import SandboxState
+from vmm.arch import Architecture, architecture
 
 KILL_TIMEOUT_S = 5.0
 
@@ -32,6 +33,11 @@ class DeclarableSandbox(Sandbox):
     def __init__(self, *, runtime_dir: Path, **kwargs: Any) -> None:
         super().__init__(runtime_dir=runtime_dir, **kwargs)
         self._etc = runtime_dir / "etc"
+
+    @property
+    def guest_architecture(self) -> Architecture:
+        """What the pod's images must be for."""
+        return architecture(self._config.katapy.guest_arch)
 
     def declare(self, pod: DeclaredPod) -> None:
         """Say what pod this is to be, before anything of it runs.

@@ -150,12 +150,16 @@ class FileSink:
         """Append ``data``; a full disk costs the output, never the container."""
         if self._fd is None:
             return
+        # One of its own: the sink may be closed, and the number taken, while it is in use.
+        fd = os.dup(self._fd)
         try:
             # Files can't be polled, and a disk may stall: off the loop.
-            await trio.to_thread.run_sync(_write_all, self._fd, data)
+            await trio.to_thread.run_sync(_write_all, fd, data)
         except OSError as error:
             _log.warning("stdio %s: %s, output is dropped", self._path, error.strerror)
             self.close()
+        finally:
+            os.close(fd)
 
     async def settle(self) -> None:
         """Do nothing; what is in the file stays there."""

@@ -22,7 +22,7 @@ BOTH = {
     "run", "exec_ctr", "exec_rpc", "stdout", "stdin", "state_1", "state_32", "remove",
 }  # fmt: skip
 KATAPY_ONLY = {
-    "boot_init", "boot_agent", "guest_used", "vmm_pss", "guest_serving",
+    "boot_init", "boot_agent", "guest_used", "guest_used_boot", "vmm_pss", "guest_serving",
     "stage_imported", "stage_agent", "stage_created",
 }  # fmt: skip
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # QEMU can't migrate a shared file system, whose state is the host's.
 UNSAVED = (FsDevice, NinePDevice)
 NOT_SAVED = "a VM without shared directories"
-_NO_DEVICE_TREE = "another machine: on pseries the guest needs drmgr for what comes later"
 _OTHER_ORDER = "a virtiofsd that speaks the guest's byte order; 9p does"
 _VIRTIO_MEM_BLOCK = 2 * MIB
 _DIMM_BLOCK = 128 * MIB
@@ -31,9 +30,33 @@ _COLD_DEVICES = {"pci": 30, "mmio": MMIO_TRANSPORTS, "ccw": 255}
 _MAX_VCPUS = 255
 _NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
 _NEED_PCI = (
-    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware"),
+    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "guest_panic_event"),
     *("pmem_cold", "vfio_cold", "vfio_hot"),
 )
+# Flags and what the spec has to have for them.
+_ASKED_FOR = {
+    "balloon": "a BalloonDevice in the spec",
+    "free_page_reporting": "a BalloonDevice with it in the spec",
+    "guest_panic_event": "a PanicDevice in the spec",
+    "hugepages": "hugepages in the spec",
+    "rootless": "a user in the spec",
+    "seccomp": "sandbox_seccomp in the spec",
+    "fs_hot": "shared_memory in the spec",
+    "console": "console in the spec",
+    "snapshot": NOT_SAVED,
+    # What no spec can ask for.
+    "firmware": "only kernels are started here",
+    "guest_rescan_needed": "the guest is told of a new device",
+    "guest_remove_first": "the guest is asked to let go",
+}
+_NEED_DEVICE = {
+    "fs_share": "vhost-user-fs",
+    "ninep": "virtio-9p",
+    "pmem_cold": "virtio-pmem-pci",
+    "vfio_cold": "vfio-pci",
+    "vfio_hot": "vfio-pci",
+    "vsock": "vhost-user-vsock",
+}
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -54,7 +77,7 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         fs_share=fs_share,
         fs_hot=fs_share and hot and spec.needs_shared_memory,
         ninep=_has(features, "9p", transport),
-        block_hot="add_remove" if hot or spec.scsi else "none",
+        block_hot="add_remove" if hot or spec.scsi or machine.scsi else "none",
         block_resize=True,
         block_serial=True,
         net_hot=hot,
@@ -74,7 +97,6 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         serial_agent=True,
         console=spec.console,
         initrd=True,
-        firmware=pci,
         event_stream="rich",
         reset_semantics="exit",
         guest_panic_event=arch.reports_panic
@@ -85,11 +107,11 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         vfio_hot=hot and "vfio-pci" in features.devices,
         rate_limit="dynamic",
         counters=True,
-        hugepages=True,
-        rootless=True,
-        seccomp=features.sandbox,
+        hugepages=spec.hugepages,
+        rootless=spec.user is not None,
+        seccomp=features.sandbox and spec.sandbox_seccomp,
         vmm=f"QEMU {features.version_text}",
-        why_not=_why_not(spec, machine, hot_memory=hot_memory),
+        why_not=_why_not(spec, features, machine, hot_memory=hot_memory),
     )
 
 
@@ -99,13 +121,18 @@ def _has(features: QemuFeatures, kind: str, transport: Transport, family: str = 
     return virtio_driver(kind, place, family) in features.devices
 
 
-def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, str]:
-    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
+def _why_not(
+    spec: VmSpec, features: QemuFeatures, machine: Machine, *, hot_memory: bool
+) -> dict[str, str]:
+    """Say for each flag what would turn it on; read only where it is off."""
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | _ASKED_FOR
+    why_not |= {name: f"a QEMU with {device}" for name, device in _NEED_DEVICE.items()}
+    if not features.sandbox:
+        why_not["seccomp"] = "a QEMU with -sandbox"
     if machine.transport == "mmio":
-        why_not |= dict.fromkeys(_NEED_PCI, "machine type q35")
+        why_not |= dict.fromkeys(_NEED_PCI, machine.missing)
     elif machine.places == "none":
-        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), _NO_DEVICE_TREE)
-        why_not["block_hot"] = "virtio-scsi (block_device_driver)"
+        why_not |= dict.fromkeys(("net_hot", "fs_hot", "vfio_hot"), machine.missing)
     elif not spec.hotplug_slots:
         why_not |= dict.fromkeys(("block_hot", "net_hot", "fs_hot"), "hotplug_slots over 0")
     if machine.transport == "ccw":
@@ -114,7 +141,10 @@ def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, s
         why_not |= dict.fromkeys(("fs_share", "fs_hot"), _OTHER_ORDER)
     if not hot_memory:
         why_not |= dict.fromkeys(("mem_up", "mem_down"), "max_memory_bytes over memory_bytes")
-    if spec.vcpu_limit == spec.vcpus:
+    if not machine.grows:
+        grow = ("mem_up", "mem_down", "vcpu_up", "vcpu_down")
+        why_not |= dict.fromkeys(grow, f"another machine than {spec.machine}")
+    elif spec.vcpu_limit == spec.vcpus:
         why_not |= dict.fromkeys(("vcpu_up", "vcpu_down"), "max_vcpus over vcpus")
     else:
         why_not["vcpu_down"] = "KVM, or QEMU 10 or later"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from vmm.arch import architecture
+from vmm.arch import Architecture, architecture
 from vmm.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Machine:
         bus: the root bus of PCI.
         first_slot: the first slot of it that is free at boot.
         places: where devices that come later go.
+        missing: what would allow such devices, where there is no place for them.
+        scsi: it has a SCSI controller in any case, for the disks that come later.
         grows: CPUs and memory can be added.
         nvdimm: it has slots for persistent memory modules.
         iommu: it can have Intel's IOMMU.
@@ -38,6 +40,8 @@ class Machine:
     bus: str = "pcie.0"
     first_slot: int = 1
     places: Places = "root ports"
+    missing: str = ""
+    scsi: bool = False
     grows: bool = False
     nvdimm: bool = False
     iommu: bool = False
@@ -62,16 +66,24 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
             "microvm,x-option-roms=off,rtc=on,isa-serial=on",
             transport="mmio",
             places="none",
+            missing="machine type q35",
             arguments=("-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"),
         ),
         ("aarch64", "virt"): Machine("virt,gic-version=max"),
-        ("riscv64", "virt"): Machine("virt"),
+        ("riscv64", "virt"): Machine(
+            "virt",
+            places="none",
+            missing="a guest kernel with PCI hot-plug, which Debian's is built without",
+            scsi=True,
+        ),
         # A device that comes later must be put into the guest's device tree by a program
         # of the guest (drmgr). The full firmware takes ten seconds to look for disks.
         ("ppc64le", "pseries"): Machine(
             f"pseries,x-vof=on,{_NO_MITIGATIONS}",
             bus="pci.0",
             places="none",
+            missing="a guest that has drmgr, on pseries",
+            scsi=True,
             arguments=("-bios", "vof.bin"),
         ),
         ("s390x", "s390-ccw-virtio"): Machine(
@@ -82,15 +94,17 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
 
 
 def machine_of(spec: VmSpec) -> Machine:
-    """Return what is particular about a VM's machine type.
+    """Return what is particular about a VM's machine type; see :func:`find_machine`."""
+    return find_machine(architecture(spec.arch), spec.machine)
+
+
+def find_machine(arch: Architecture, name: str) -> Machine:
+    """Return what is particular about a machine type.
 
     Raises:
-        InvalidConfig: its architecture has no such machine type.
+        InvalidConfig: the architecture has no such machine type.
     """
-    arch = architecture(spec.arch)
-    machine = _MACHINES.get((arch.name, spec.machine))
+    machine = _MACHINES.get((arch.name, name))
     if machine is None:
-        raise InvalidConfig(
-            f"machine {spec.machine}: known for {arch.name} are {', '.join(arch.machines)}"
-        )
+        raise InvalidConfig(f"machine {name}: known for {arch.name} are {', '.join(arch.machines)}")
     return machine

@@ -55,6 +55,7 @@ class Plan:
     Args:
         transport: how virtio devices reach the guest.
         bus: the root bus.
+        hot_disks_on_scsi: the machine has no other place for a disk that comes later.
         iommu: devices of the root bus are behind an IOMMU, which old-style virtio is not.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     iommu: bool = False
     controller_slot: int = 0
     scsi_slot: int = 0
+    hot_disks_on_scsi: bool = False
     free_targets: list[int] = field(default_factory=list)
     _next_slot: int = 1
     _next_name: int = 0
@@ -155,6 +157,8 @@ class Plan:
         """
         if device.id in self.placed:
             raise Conflict(f"the device id {device.id} is in use")
+        if isinstance(device, BlockDevice) and self.hot_disks_on_scsi:
+            device = replace(device, bus="scsi")
         if _is_scsi(device):
             made = recipe.build(device, self.new_name(device), transport=self.transport)
             made, address = self._on_scsi(made, device)
@@ -230,7 +234,8 @@ def make_plan(spec: VmSpec) -> Plan:
         plan.add_cold(spec.image)  # first, so that the guest calls it vda
     if spec.channel == "serial" or any(isinstance(d, SerialDevice) for d in spec.devices):
         plan.controller_slot = plan.take_slot("virtio-serial")
-    if spec.scsi:
+    plan.hot_disks_on_scsi = machine.scsi
+    if spec.scsi or machine.scsi:
         if machine.transport == "mmio":
             raise InvalidConfig(f"scsi: {spec.machine} has no PCI")
         plan.scsi_slot = plan.take_slot("virtio-scsi")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.image.apt import Package
+from vmm.image.apt import Apt, Package
 from vmm.image.build import agent_key, build_image
 from vmm.image.command import run
 from vmm.image.errors import ImageError
@@ -40,6 +40,12 @@ def test_package_file_names_are_apts() -> None:
 def test_an_unknown_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="debian, tuned"):
         build_image("other", tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_release_without_the_architecture_is_named(tmp_path: Path) -> None:
+    apt = Apt(tmp_path / "apt", architecture="riscv64")  # without any lists
+    with pytest.raises(ImageError, match=r"no linux-image-riscv64.*--arch riscv64 --release sid"):
+        build_image("debian", tmp_path, architecture="riscv64", apt=apt)
 
 
 def test_a_failing_tool_is_named_with_its_last_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,22 @@ def test_other_files_are_refused(read: object) -> None:
             read(data)
 
 
-@given(st.binary(max_size=200))
-def test_damaged_headers_raise_nothing_else(noise: bytes) -> None:
-    data = b"\x7fELF\x02\x01" + noise
+def test_files_of_the_other_byte_order() -> None:
+    names = b"\0.modinfo\0.shstrtab\0"
+    data = b"\x7fELF\x02\x02\x01" + bytes(9)
+    data += struct.pack(
+        ">HHIQQQIHHHHHH", 1, 22, 1, 0, 0, 64 + 4 + len(names), 0, 64, 0, 0, 64, 3, 2
+    )
+    data += b"a=b\0" + names + bytes(64)
+    for name, offset, size in ((1, 64, 4), (10, 68, len(names))):
+        data += struct.pack(">IIQQQQIIQQ", name, 1, 0, 0, offset, size, 0, 0, 1, 0)
+    assert section(data, ".modinfo") == b"a=b\0"
+    assert needed(data) == []
+
+
+@given(st.sampled_from([b"\1", b"\2"]), st.binary(max_size=200))
+def test_damaged_headers_raise_nothing_else(order: bytes, noise: bytes) -> None:
+    data = b"\x7fELF\x02" + order + noise
     assert is_elf(data)
     for read in (needed, pvh_entry, lambda data: section(data, "x")):
         try:

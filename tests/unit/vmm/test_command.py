@@ -12,6 +12,7 @@ import pytest
 from vmm.errors import Conflict, InvalidConfig, LimitExceeded, Unsupported
 from vmm.qemu import command
 from vmm.qemu.accel import Accelerator
+from vmm.qemu.capabilities import capabilities
 from vmm.qemu.kernel_line import kernel_cmdline
 from vmm.qemu.places import MAX_PORTS
 from vmm.qemu.plan import make_plan
@@ -20,6 +21,7 @@ from vmm.spec import (
     MIB,
     BalloonDevice,
     BlockDevice,
+    CcwAddress,
     Device,
     FsDevice,
     MmioIndex,
@@ -161,6 +163,79 @@ def test_arm(spec: VmSpec, disk: BlockDevice) -> None:
     assert line.device("virtio-blk-pci")["bus"] == "pcie.0"
 
 
+def test_riscv(spec: VmSpec, disk: BlockDevice) -> None:
+    riscv = replace(spec, arch="riscv64", machine="virt", image=disk, console=True)
+    line = Line(riscv, qemu=replace(features(), machines=("virt",)), tsc_khz=0)
+    assert (line.value("-M"), line.value("-cpu")) == ("virt,memory-backend=mem", "rv64")
+    assert "console=ttyS0" in line.value("-append").split()
+    assert not any("pcie-root-port" in value for value in line.values("-device"))
+    assert "virtio-scsi-pci,id=scsi0,bus=pcie.0,addr=03" in line.values("-device")
+
+
+def test_power(spec: VmSpec, disk: BlockDevice) -> None:
+    power = replace(spec, arch="ppc64le", machine="pseries", image=disk, console=True)
+    line = Line(power, qemu=replace(features(), machines=("pseries",)), tsc_khz=0)
+    assert line.value("-M").startswith("pseries,x-vof=on,")
+    assert (line.value("-bios"), line.value("-cpu")) == ("vof.bin", "power9")
+    assert "console=hvc0" in line.value("-append").split()
+    assert line.device("virtio-blk-pci")["bus"] == "pci.0"
+    # Only a disk finds a place later.
+    later = line.plan.add_hot(replace(disk, id="later"), ())
+    assert str(later.handle.address) == "0:0"
+    assert later.recipe.steps[-1].arguments["driver"] == "scsi-hd"
+    with pytest.raises(LimitExceeded):
+        line.plan.add_hot(NetDevice("n", "02:00:00:00:00:01", tap="tap0"), ())
+
+
+def test_s390(spec: VmSpec, disk: BlockDevice) -> None:
+    devices = (RngDevice(), NetDevice("n", "02:00:00:00:00:01", tap="tap0"))
+    s390 = replace(spec, arch="s390x", machine="s390-ccw-virtio", image=disk, devices=devices)
+    line = Line(s390, qemu=replace(features(), machines=("s390-ccw-virtio",)), tsc_khz=0)
+    assert line.value("-M") == "s390-ccw-virtio,memory-backend=mem"
+    assert "console=ttysclp0" in line.value("-append").split()
+    assert line.device("virtio-blk-ccw")["devno"] == "fe.0.0001"
+    assert "virtio-serial-ccw,id=vserial,devno=fe.0.0002" in line.values("-device")
+    card = line.device("virtio-net-ccw")
+    assert not card.keys() & {"romfile", "bus", "addr"}
+    address = line.plan.placed["n"].handle.address
+    assert (address, str(address)) == (CcwAddress(4), "0.0.0004")
+    assert card["devno"] == "fe.0.0004"
+
+
+def test_device_numbers_are_used_again(spec: VmSpec, disk: BlockDevice) -> None:
+    plan = make_plan(replace(spec, arch="s390x", machine="s390-ccw-virtio", hotplug_slots=1))
+    first = plan.add_hot(disk, ())
+    assert first.recipe.steps[-1].arguments["devno"] == "fe.0.0100"
+    assert str(first.handle.address) == "0.0.0100"
+    with pytest.raises(LimitExceeded):
+        plan.add_hot(replace(disk, id="other"), ())
+    plan.release(first)
+    assert plan.add_hot(replace(disk, id="other"), ()).handle.address == CcwAddress(0x100)
+    with pytest.raises(Unsupported):
+        plan.add_hot(VfioDevice("v", "0000:01:00.0"), ())
+
+
+@pytest.mark.parametrize(
+    ("arch", "machine"), [("s390x", "q35"), ("aarch64", "pseries"), ("ppc64le", "virt")]
+)
+def test_a_machine_of_another_architecture(spec: VmSpec, arch: str, machine: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"known for {arch}"):
+        Line(replace(spec, arch=arch, machine=machine))
+
+
+def test_what_foreign_machines_can_do(spec: VmSpec) -> None:
+    ccw = replace(features(), devices=("vhost-user-fs-ccw", "virtio-9p-ccw"))
+    s390 = capabilities(replace(spec, arch="s390x", machine="s390-ccw-virtio"), ccw, TCG)
+    assert (s390.transport, s390.block_hot, s390.net_hot) == ("ccw", "add_remove", True)
+    assert (s390.ninep, s390.fs_share, s390.guest_panic_event) == (True, False, True)
+    assert "byte order" in s390.why_not["fs_share"]
+    power = capabilities(replace(spec, arch="ppc64le", machine="pseries"), features(), TCG)
+    assert (power.block_hot, power.net_hot, power.fs_share) == ("add_remove", False, True)
+    assert "drmgr" in power.why_not["net_hot"]
+    with pytest.raises(Unsupported, match="drmgr"):
+        power.require("net_hot")
+
+
 def test_kernel_arguments_of_the_caller_stand(spec: VmSpec, disk: BlockDevice) -> None:
     line = "console=hvc0 root=/dev/vdb rw panic=5 -- -I /agent.py"
     spec = replace(spec, image=replace(disk, read_only=True), cmdline=line)
@@ -294,12 +369,13 @@ def test_room_to_grow(spec: VmSpec) -> None:
     line = Line(spec)
     assert line.value("-smp") == "cpus=2,maxcpus=4,sockets=1,cores=4,threads=1"
     # 744 MiB more, in whole memory blocks of 128 MiB.
-    assert line.value("-m") == "size=256M,slots=16,maxmem=1024M"
+    assert line.value("-m") == "size=256M,slots=1,maxmem=1024M"
     hot = "memory-backend-ram,id=hotmem,size=768M,share=off,reserve=off"
     assert hot in line.values("-object")
     assert any(value.startswith("virtio-mem-pci,") for value in line.values("-device"))
     assert "memhp_default_state=online_movable" in line.value("-append")
     dimms = Line(replace(spec, memory_hotplug="dimm"))
+    assert ",slots=16," in dimms.value("-m")
     assert not any("virtio-mem" in value for value in dimms.values("-device"))
     with pytest.raises(InvalidConfig, match="microvm can't grow"):
         Line(replace(spec, machine="microvm"))

@@ -38,6 +38,12 @@ def test_qemu() -> None:
     assert plan(Qemu(**FILES, machine_type="microvm")).spec.max_vcpus == 0
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_kernel_says_all_it_has_only_to_who_debugs(debug: bool) -> None:
+    words = plan(Qemu(**FILES, enable_debug=debug)).spec.cmdline.split()
+    assert ("loglevel=5" in words) is not debug
+
+
 def test_how_far_a_vm_can_grow() -> None:
     spec = plan(Qemu(**FILES, default_memory=512, default_maxmemory=1024, pcie_root_port=2)).spec
     assert (spec.memory_limit, spec.memory_hotplug) == (1 << 30, "virtio-mem")
@@ -89,6 +95,15 @@ def test_qemu_with_9p() -> None:
     made = plan(Qemu(**FILES, shared_fs="virtio-9p", msize_9p=4096))
     assert device(made.spec, NinePDevice).path == made.share_dir
     assert made.msize == 4096
+
+
+def test_a_guest_with_the_other_byte_order_has_9p() -> None:
+    made = plan(Qemu(**FILES), guest_arch="s390x")
+    assert (made.spec.machine, made.shared_fs) == ("s390-ccw-virtio", "virtio-9p")
+    assert device(made.spec, PanicDevice) is None
+    for refused in ({"shared_fs": "virtio-fs"}, {"rootless": True}):
+        with pytest.raises(ConfigError, match="s390x guest has the other byte order"):
+            plan(Qemu(**FILES, **refused), guest_arch="s390x")
 
 
 def test_firecracker_shares_nothing_and_talks_over_its_own_vsock() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from shim.config.hypervisors import CloudHypervisor, Qemu
 from shim.storage.disks import agent_driver, disk, rate_limit
-from vmm.spec import PciPath, RateLimit, ScsiAddress
+from vmm.spec import CcwAddress, PciPath, RateLimit, ScsiAddress
 
 
 def test_what_is_configured_counts() -> None:
@@ -28,6 +28,7 @@ def test_limits_are_in_bits() -> None:
     [
         (str(ScsiAddress(3, 0)), "scsi"),
         (str(PciPath(((2, 0), (0, 0)))), "blk"),
+        (str(CcwAddress(0x101)), "blk-ccw"),
         ("/dev/vdb", "blk"),
     ],
 )
