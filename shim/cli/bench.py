@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object with all samples")
     parser.add_argument("--runs", type=int, metavar="N", help="samples of each line (5)")
     parser.add_argument("--pods", type=int, metavar="N", help="pods at once (10)")
-    parser.add_argument("--size", type=int, metavar="MIB", help="data through stdout (256)")
+    parser.add_argument(
+        "--size", type=int, metavar="MIB", help="data through stdout, or of each copy (256)"
+    )
     parser.add_argument("--quick", action="store_true", help="two runs, two pods, 16 MiB")
     parser.add_argument(
         "--throughput",
