@@ -5,6 +5,7 @@ Source: sysfs layout of PCI, CCW, virtio and SCSI block devices; Kata's guest PC
 
 from __future__ import annotations
 
+import errno
 import os
 
 from shim.ttrpc import status
@@ -187,7 +188,12 @@ async def find(loop: Loop, driver: str, source: str) -> str:
             return _node_of_scsi(source)
     else:
         raise TtrpcError(status.INVALID_ARGUMENT, f"{driver} source {source!r} is no device")
-    return await wait_for(loop, look, rescan, f"disk {source} ({driver})")
+
+    def look_for_open() -> str:
+        node = look()
+        return node if node and _opens(node) else ""
+
+    return await wait_for(loop, look_for_open, rescan, f"disk {source} ({driver})")
 
 
 async def find_function(loop: Loop, path: str) -> str:
@@ -198,6 +204,15 @@ async def find_function(loop: Loop, path: str) -> str:
     """
     pci_address_steps(path)
     return await wait_for(loop, lambda: pci_folder(path), rescan_pci, f"PCI device {path}")
+
+
+def _opens(node: str) -> bool:
+    """Whether there is a disk behind a node; the kernel makes the node a little earlier."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENXIO)
+    return True
 
 
 def _is_placeholder(node: str) -> bool:

@@ -21,12 +21,12 @@ PORT_NAME = "org.katapy.agent.0"
 VSOCK_PORT = 1024
 _PORTS = "/sys/class/virtio-ports"
 _READ_SIZE = 1 << 16
-_READ_CALLS = 32
+_PORT_PAGE = 4096
+_PORT_PAGES = 32
 # A host that sent a preface is silent until it has its echo.
 _QUIET_SECONDS = 0.2
 _PORT_SECONDS = 10.0
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_CLOSED_BY_PEER = (ConnectionResetError, BrokenPipeError, TimeoutError)
 
 
 class Line:
@@ -131,21 +131,33 @@ async def find_port(loop: Loop, name: str = PORT_NAME) -> str:
     raise FileNotFoundError(f"no virtio-serial port is named {name}")
 
 
-def _read_port(fd: int) -> tuple[bytes, bool]:
-    """Read what a port has, and whether its host end is closed after that.
+class PortReader:
+    """Reads a virtio-serial port, many of the driver's buffers in one system call.
 
-    The driver gives 4 KiB a call at most, so one call is not enough.
+    A read gives what is in one buffer, 4 KiB at most; the host's main loop fills them one
+    by one. readv asks for the next buffer as long as they are full.
 
-    Raises:
-        BlockingIOError: it has nothing.
+    Args:
+        fd: the port, non-blocking.
     """
-    parts = [os.read(fd, _READ_SIZE)]
-    try:
-        while parts[-1] and len(parts) < _READ_CALLS:
-            parts.append(os.read(fd, _READ_SIZE))
-    except BlockingIOError:
-        pass
-    return b"".join(parts), not parts[-1]
+
+    __slots__ = ("_fd", "_pages", "_view")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._view = memoryview(bytearray(_PORT_PAGE * _PORT_PAGES))
+        starts = range(0, len(self._view), _PORT_PAGE)
+        self._pages = [self._view[start : start + _PORT_PAGE] for start in starts]
+
+    def read(self) -> memoryview:
+        """Return what the port has; nothing when its host end is closed.
+
+        The bytes are good until the next call.
+
+        Raises:
+            BlockingIOError: it has nothing.
+        """
+        return self._view[: os.readv(self._fd, self._pages)]
 
 
 async def serve_port(server: Server, fd: int) -> None:
@@ -158,6 +170,7 @@ async def serve_port(server: Server, fd: int) -> None:
     loop = server.loop
     loop.watch(fd)
     line = Line(loop, fd)
+    reader = PortReader(fd)
     resync = Resync()
     session: Session | None = None
 
@@ -177,7 +190,7 @@ async def serve_port(server: Server, fd: int) -> None:
 
     while True:
         try:
-            data, closed = _read_port(fd)
+            data = reader.read()
         except BlockingIOError:
             quiet = _QUIET_SECONDS if resync.suspect else None
             woken = await loop.wait_readable(fd, quiet)
@@ -186,10 +199,10 @@ async def serve_port(server: Server, fd: int) -> None:
             continue
         for is_preface, part in resync.feed(data):
             if is_preface:
-                await begin(part)
+                await begin(bytes(part))
             elif session is not None:
                 session.received(part)
-        if closed:  # and it stays so until an edge says otherwise
+        if not data:  # closed, and it stays so until an edge says otherwise
             drop()
             resync.lose()
             await loop.wait_readable(fd)
@@ -208,7 +221,10 @@ async def serve_connection(server: Server, fd: int) -> None:
             except BlockingIOError:
                 await loop.wait_readable(fd)
                 continue
-            except _CLOSED_BY_PEER:
+            except OSError as error:
+                # Not the agent's end, whatever it is: the host may connect again. A VM that
+                # was loaded from a snapshot has lost its vsock connections (ENOTCONN).
+                log("info", "connection ended", error=error)
                 break
             if not data:
                 break

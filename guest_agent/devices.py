@@ -15,23 +15,27 @@ from . import block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from protos.lite import Message
 
+    from .children import Children
     from .loop import Loop
 
 _BY_ID = frozenset({"blk", "blk-ccw", "scsi"})
 _BY_PATH = frozenset({"mmioblk", "nvdimm"})
 _DRIVEN_HERE = "vfio-pci-gk"
+_DRIVEN_BY_CONTAINER = "vfio-pci"
 _ADDRESS_VARIABLES = "PCIDEVICE_"  # set by device plugins
 _TYPE, _BLOCK, _CHARACTER = 0o170000, 0o060000, 0o020000
 _OWN_FOLDERS = frozenset({"pts", "shm", "mqueue", "hugepages"})
 _OWN_NODES = ("console", "hvc", "ptmx", "tty", "vport", "vsock")
 
 
-async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) -> None:
+async def add_all(
+    loop: Loop, children: Children, devices: Sequence[Message], spec: dict[str, Any]
+) -> None:
     """Wait for devices and write their numbers into an OCI configuration.
 
     Raises:
@@ -43,6 +47,11 @@ async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) 
         if kind == _DRIVEN_HERE:
             places.update(await _wait_for_functions(loop, device))
             continue
+        if kind == _DRIVEN_BY_CONTAINER:
+            functions = await _wait_for_functions(loop, device)
+            await _give_groups(loop, children, path, functions.values(), spec)
+            places.update(functions)
+            continue
         if kind not in _BY_ID | _BY_PATH:
             text = f"devices of type {kind!r} are not implemented by this agent"
             raise TtrpcError(status.UNIMPLEMENTED, text)
@@ -51,13 +60,13 @@ async def add_all(loop: Loop, devices: Sequence[Message], spec: dict[str, Any]) 
             text = f"a {kind} device needs a container path and a place"
             raise TtrpcError(status.INVALID_ARGUMENT, text)
         number = os.stat(await block.find(loop, kind, source)).st_rdev
-        _patch(spec, path, os.major(number), os.minor(number))
+        _patch(spec, path, "b", number)
     if places:
         _rewrite_addresses(spec, places)
 
 
 async def _wait_for_functions(loop: Loop, device: Message) -> dict[str, str]:
-    """Wait for PCI functions that a driver of the guest takes; their addresses by the host's.
+    """Wait for PCI functions that the VM was given; their addresses by the host's.
 
     Raises:
         TtrpcError: one is malformed or didn't appear.
@@ -72,6 +81,27 @@ async def _wait_for_functions(loop: Loop, device: Message) -> dict[str, str]:
     return found
 
 
+async def _give_groups(
+    loop: Loop, children: Children, path: str, functions: Iterable[str], spec: dict[str, Any]
+) -> None:
+    """Give a container the VFIO groups of functions that it drives itself.
+
+    A group of the host may be several of the guest: the one that the container knows takes
+    the number it has here, as the path is what its user finds the group by.
+
+    Raises:
+        TtrpcError: they can't be bound (:mod:`guest_agent.vfio`).
+    """
+    from . import vfio  # few guests ever need it
+
+    await vfio.load_driver(children)
+    nodes = dict.fromkeys([await vfio.hand_over(loop, address) for address in functions])
+    for node in nodes:
+        _patch(spec, path, "c", os.stat(node).st_rdev, node)
+        path = ""
+    _patch(spec, vfio.CONTAINER, "c", os.stat(vfio.CONTAINER).st_rdev)
+
+
 def _rewrite_addresses(spec: dict[str, Any], places: dict[str, str]) -> None:
     """Put the guest's PCI addresses where a device plugin told the container the host's."""
     process = spec.get("process", {})
@@ -82,24 +112,34 @@ def _rewrite_addresses(spec: dict[str, Any], places: dict[str, str]) -> None:
             process["env"][number] = f"{name}={','.join(known)}"
 
 
-def _patch(spec: dict[str, Any], path: str, major: int, minor: int) -> None:
-    """Give the device at a path its numbers, and let the container use it."""
+def _patch(spec: dict[str, Any], path: str, kind: str, number: int, renamed: str = "") -> None:
+    """Give the device at a path its numbers, and let the container use it.
+
+    Args:
+        spec: the container's.
+        path: the device's there, "" for one more.
+        kind: "b" or "c".
+        number: of the device in the guest.
+        renamed: its new path; empty for the same.
+    """
+    major, minor = os.major(number), os.minor(number)
     linux = spec.setdefault("linux", {})
     devices = linux.setdefault("devices", [])
     entry = next((entry for entry in devices if entry.get("path") == path), None)
     if entry is None:
-        entry = {"path": path}
+        entry = {}
         devices.append(entry)
-    old = (entry.get("major"), entry.get("minor"))
-    entry.update(type="b", major=major, minor=minor)
+    # Of one that has no number yet no rule speaks: one without numbers is about all devices.
+    old = (entry.get("major", -1), entry.get("minor", -1))
+    entry.update(path=renamed or path, type=kind, major=major, minor=minor)
     rules = linux.setdefault("resources", {}).setdefault("devices", [])
     known = False
     for rule in rules:
-        if rule.get("type") == "b" and (rule.get("major"), rule.get("minor")) == old:
+        if rule.get("type") == kind and (rule.get("major"), rule.get("minor")) == old:
             rule.update(major=major, minor=minor)
             known = True
     if not known:
-        rules.append({"allow": True, "type": "b", "major": major, "minor": minor, "access": "rwm"})
+        rules.append({"allow": True, "type": kind, "major": major, "minor": minor, "access": "rwm"})
 
 
 def add_nodes_of_guest(spec: dict[str, Any], folder: str = "/dev") -> None:

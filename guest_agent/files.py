@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHARED = "/run/kata-containers/shared/containers"
 PUSHED = "/run/kata-containers/sandbox/pushed"
+_PULL_MAX = 2 << 20  # a message of ttrpc has at most 4 MiB
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -87,6 +88,18 @@ def push(request: Message) -> None:
     finally:
         if parent >= 0:
             os.close(parent)
+
+
+def pull(request: Message) -> bytes:
+    """Return the head of a file of a pushed volume.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT for a path outside the volume; NOT_FOUND.
+    """
+    volume, path = request["volume"], os.path.normpath(request["path"])
+    if not volume or "/" in volume or volume in (".", "..") or path.startswith(("/", "..")):
+        raise TtrpcError(status.INVALID_ARGUMENT, f"{volume!r}, {path!r}: no file of a volume")
+    return read_below(PUSHED, f"{volume}/{path}", min(request["limit"], _PULL_MAX))
 
 
 def put(root: str, path: str, change: Message, folder_mode: int) -> None:
@@ -212,7 +225,10 @@ def read_below(root: str, path: str, limit: int) -> bytes:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise TtrpcError(status.NOT_FOUND, f"{path} is no regular file")
-            return os.read(fd, limit)
+            data = b""
+            while len(data) < limit and (more := os.read(fd, limit - len(data))):
+                data += more
+            return data
         finally:
             os.close(fd)
     except OSError as error:

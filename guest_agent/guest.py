@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
 FEATURES = [
-    *("clock", "dial", "listeners", "oci-json", "pod-namespaces", "push-files"),
+    *("clock", "dial", "listeners", "oci-json", "pod-namespaces", "pull-file", "push-files"),
     *("remove-device", "sockets", "stdio-stream", "sysctl"),
 ]
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"

@@ -20,22 +20,18 @@ from .channel import find_port, listen_unix, listen_vsock, serve_listener, serve
 from .children import Children
 from .container import BASE, Runtime
 from .crun import Crun
-from .dial import Dialer
 from .guest import Guest
-from .iptables import IpTables
-from .listeners import Listeners
 from .log import log, set_level
 from .loop import Event, Loop, Nursery
-from .network import Network
-from .rpc import Server
+from .rpc import Deferred, Server
 from .sandbox import Sandbox
 from .service import Containers
-from .sockets import Sockets
 from .storage import Storages, mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 PIPE_SIZE = 1 << 20  # bytes in each stdio pipe; large ones are what makes bulk output fast
 FAREWELL_SECONDS = 0.1  # the answer to DestroySandbox leaves before the machine does
@@ -124,8 +120,8 @@ def _build(
             **containers.handlers,
             **sandbox.handlers,
             **guest.handlers,
-            **Network(loop).handlers,
-            **IpTables(children).handlers,
+            **dict.fromkeys(_NETWORK, Deferred(lambda: _network(loop))),
+            **dict.fromkeys(_IPTABLES, Deferred(lambda: _iptables(children))),
         },
         Containers.WAITS,
     )
@@ -134,15 +130,46 @@ def _build(
         katapy_extension.SERVICES,
         {
             **guest.extension,
-            **Listeners(loop).extension,
-            **Sockets(loop).extension,
-            **Dialer(loop).extension,
+            **dict.fromkeys(_PORTS, Deferred(lambda: _ports(loop))),
+            **dict.fromkeys(_SOCKETS, Deferred(lambda: _sockets(loop))),
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
+            "PullFile": sandbox.pull_file,
         },
         frozenset({"WaitListeners"}),
     )
     return server, finished
+
+
+_NETWORK = ("UpdateInterface", "UpdateRoutes", "ListInterfaces", "ListRoutes", "AddARPNeighbors")
+_IPTABLES = ("GetIPTables", "SetIPTables")
+_PORTS = ("WaitListeners", "Dial")
+_SOCKETS = ("ListenSocket", "Connection")
+
+
+def _network(loop: Loop) -> Mapping[str, Any]:
+    from .network import Network
+
+    return Network(loop).handlers
+
+
+def _iptables(children: Children) -> Mapping[str, Any]:
+    from .iptables import IpTables
+
+    return IpTables(children).handlers
+
+
+def _ports(loop: Loop) -> Mapping[str, Any]:
+    from .dial import Dialer
+    from .listeners import Listeners
+
+    return {**Listeners(loop).extension, **Dialer(loop).extension}
+
+
+def _sockets(loop: Loop) -> Mapping[str, Any]:
+    from .sockets import Sockets
+
+    return Sockets(loop).extension
 
 
 def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:

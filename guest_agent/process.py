@@ -23,7 +23,7 @@ STDIN = 1
 STDOUT = 2
 STDERR = 3
 DEFAULT_WINDOW = 1 << 20
-STDIN_WINDOW = 1 << 18
+STDIN_WINDOW = 1 << 20
 
 
 class Process:

@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    Buffer = bytes | memoryview
+
 MAGIC = b"\xffKATAPY\xff"
 PREFACE_SIZE = 24
 HEADER_SIZE = 10
@@ -54,13 +56,14 @@ class Resync:
         self._scan = None
         return preface
 
-    def feed(self, data: bytes) -> Iterator[tuple[bool, bytes]]:
+    def feed(self, data: Buffer) -> Iterator[tuple[bool, Buffer]]:
         """Split the next bytes of the line.
 
         Yields:
-            (True, preface) where a connection begins, (False, bytes) for frames.
+            (True, preface) where a connection begins, (False, bytes) for frames, which are
+            slices of what was given.
         """
-        self._tail = (self._tail + data[-PREFACE_SIZE:])[-PREFACE_SIZE:]
+        self._tail = (self._tail + bytes(data[-PREFACE_SIZE:]))[-PREFACE_SIZE:]
         position = 0
         while position < len(data):
             if self._scan is not None:
@@ -86,7 +89,7 @@ class Resync:
                 self._scan = bytearray()
             position = end
 
-    def _frames(self, data: bytes, position: int) -> int:
+    def _frames(self, data: Buffer, position: int) -> int:
         """Follow frames from a position; gives where a byte 0xff begins one, or the end."""
         size = len(data)
         while position < size:

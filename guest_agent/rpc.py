@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from .loop import Loop, Nursery, Task
 
     Handler = Callable[[Any], Awaitable[Mapping[str, Any] | None]]
-    StreamHandler = Callable[[Any], Awaitable[None]]
     Payload = bytes | memoryview | Spliced
     Write = Callable[["Session", list[Payload]], Awaitable[None]]
 
@@ -67,6 +66,28 @@ _JOIN_MAX = 1 << 15
 
 class ConnectionLost(Exception):
     """The peer is gone, what was to be sent can't be."""
+
+
+class Deferred:
+    """Handlers of one module that is imported with the first call to one of them.
+
+    Under emulation a module costs milliseconds of each boot, and few pods call all.
+
+    Args:
+        load: imports the module and gives its handlers by method name.
+    """
+
+    __slots__ = ("_handlers", "_load")
+
+    def __init__(self, load: Callable[[], Mapping[str, Any]]) -> None:
+        self._load = load
+        self._handlers: Mapping[str, Any] | None = None
+
+    def find(self, name: str) -> Any:
+        """The handler of one method."""
+        if self._handlers is None:
+            self._handlers = self._load()
+        return self._handlers[name]
 
 
 class Method:
@@ -107,7 +128,7 @@ class Server:
 
         Args:
             services: the SERVICES of a table module.
-            handlers: by method name.
+            handlers: by method name; a Deferred has them later.
             waits: names of the methods whose calls end with their connection.
         """
         for service, rows in services.items():
@@ -127,6 +148,8 @@ class Server:
         if method.handler is None:
             text = f"{service}/{name} is not implemented by this agent"
             raise TtrpcError(status.UNIMPLEMENTED, text)
+        if isinstance(method.handler, Deferred):
+            method.handler = method.handler.find(name)
         return method
 
 
@@ -199,7 +222,7 @@ class Session:
         for task in self._calls:
             task.cancel()
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """Take in bytes from the peer and start the calls they complete."""
         for stream_id, kind, flags, payload in self._decoder.feed(data):
             if payload is None:

@@ -131,6 +131,10 @@ class Sandbox:
         """Extension.PushFiles."""
         files.push(request)
 
+    async def pull_file(self, request: Message) -> Mapping[str, Any]:
+        """Extension.PullFile."""
+        return {"data": files.pull(request)}
+
     async def resize_volume(self, request: Message) -> None:
         """ResizeVolume: let the file system of a disk that has grown fill it."""
         from . import grow  # few guests ever need it

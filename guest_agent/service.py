@@ -97,7 +97,9 @@ class Containers:
         points: list[str] = []
         try:
             if request["devices"]:
-                await devices.add_all(self._runtime.loop, request["devices"], spec)
+                await devices.add_all(
+                    self._runtime.loop, self._runtime.children, request["devices"], spec
+                )
             points = await self._storages.add_all(request["storages"], container.bundle)
             enter_submounts(spec)
             if request["oci_spec_json"]:

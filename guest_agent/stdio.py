@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 PIPE_SIZE = 1 << 20
-STDIN_PIPE_SIZE = 1 << 18
 # What a process left behind may hold its output open no longer than this after its exit.
 DRAIN_SECONDS = 0.5
 # Less than this is cheaper to copy than to splice.
@@ -247,10 +246,9 @@ class Pipes:
         stdin, stdout, stderr = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
         self.child: list[int] = [stdin[0], stdout[1], stderr[1]]
         self._ours: list[int] = [stdin[1], stdout[0], stderr[0]]
-        sizes = (min(size, STDIN_PIPE_SIZE), size, size)
-        for fd, wanted in zip(self._ours, sizes, strict=True):
+        for fd in self._ours:
             try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
             except OSError:
                 pass  # over the user's limit: smaller pipes are slower, not wrong
 

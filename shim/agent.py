@@ -254,6 +254,13 @@ class Agent:
         )
         return reply
 
+    async def metrics(self) -> str:
+        """Figures of the guest and of the agent, in Prometheus's text format."""
+        answer = await self._kata.GetMetrics(
+            agent_pb2.GetMetricsRequest(), timeout=REQUEST_TIMEOUT_S
+        )
+        return str(answer.metrics)
+
     async def pause(self, container_id: str) -> None:
         """Freeze a container."""
         await self._kata.PauseContainer(
@@ -353,6 +360,20 @@ class Agent:
         )
         await self._extension.PushFiles(request, timeout=REQUEST_TIMEOUT_S)
 
+    async def pull_file(self, volume: str, path: str, limit: int) -> bytes:
+        """Read the head of a file of such a volume, as the guest has left it.
+
+        Needs the feature ``pull-file``.
+
+        Args:
+            volume: its name.
+            path: relative to it.
+            limit: bytes, 2 MiB at most.
+        """
+        request = extension_pb2.PullFileRequest(volume=volume, path=path, limit=limit)
+        answer = await self._extension.PullFile(request, timeout=REQUEST_TIMEOUT_S)
+        return bytes(answer.data)
+
     def proxy_socket(self, host_path: str, guest_path: str, owner: Owner) -> SocketProxy:
         """A unix socket in the guest that leads to one on the host; run it as a task.
 
@@ -368,6 +389,26 @@ class Agent:
             agent_pb2.VolumeStatsRequest(volume_guest_path=guest_path), timeout=timeout
         )
         return reply
+
+    async def iptables(self, *, is_ipv6: bool, rules: bytes | None = None) -> bytes:
+        """The guest's packet filter, as iptables-save writes it.
+
+        Args:
+            is_ipv6: that of IPv6.
+            rules: what replaces the tables named in it, first.
+
+        Raises:
+            TtrpcError: INVALID_ARGUMENT, the rules can't be understood; UNIMPLEMENTED, the
+                guest image has no iptables.
+        """
+        if rules is None:
+            get = agent_pb2.GetIPTablesRequest(is_ipv6=is_ipv6)
+            reply = await self._kata.GetIPTables(get, timeout=REQUEST_TIMEOUT_S)
+        else:
+            new = agent_pb2.SetIPTablesRequest(is_ipv6=is_ipv6, data=rules)
+            reply = await self._kata.SetIPTables(new, timeout=REQUEST_TIMEOUT_S)
+        data: bytes = reply.data
+        return data
 
     async def resize_volume(self, guest_path: str, size: int) -> None:
         """Have the file system at a guest path grow to ``size`` bytes; its disk has them."""

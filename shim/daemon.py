@@ -23,6 +23,7 @@ from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG, open_fifo
+from shim.packet_filter_service import PacketFilterService
 from shim.pod.declarable_sandbox import DeclarableSandbox
 from shim.pod.direct_volumes import DirectVolumes
 from shim.pod.sandbox import Sandbox
@@ -111,6 +112,7 @@ async def _serve(context: ShimContext) -> None:
         *_services(TaskService(sandbox, shutdown)),
         _sandbox_service(SandboxService(sandbox, shutdown)),
         _volume_service(VolumeService(direct)),
+        _packet_filter_service(PacketFilterService(sandbox)),
         _streaming_service(streams),
     ]
     server = Server(services, map_error=translate.error)
@@ -190,6 +192,11 @@ def _services(task: TaskService) -> list[Service]:
 def _volume_service(volumes: VolumeService) -> Service:
     descriptor = shim_pb2.DESCRIPTOR.services_by_name["Volumes"]
     return build_service(descriptor, {"Stats": volumes.stats, "Resize": volumes.resize})
+
+
+def _packet_filter_service(rules: PacketFilterService) -> Service:
+    descriptor = shim_pb2.DESCRIPTOR.services_by_name["PacketFilter"]
+    return build_service(descriptor, {"Get": rules.get, "Set": rules.set})
 
 
 def _streaming_service(streams: Streams) -> Service:

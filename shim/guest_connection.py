@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
+from google.protobuf.message import DecodeError
 
 from protos.katapy.extension_pb2 import ConnectionFrame
 from shim.ttrpc.client import ConnectionClosed
@@ -56,7 +57,10 @@ class Relay:
         self._changed = trio.Event()
         self._sending = trio.CancelScope()
         self._fetching = trio.CancelScope()
-        self._send, self._inbox = trio.open_memory_channel[bytes](WINDOW)
+        self._waiting = bytearray()  # what the host's side has yet to take
+        self._room = WINDOW
+        self._ended = False
+        self._arrived = trio.Event()
 
     async def run(self) -> None:
         """Return when nothing more is to come from either side."""
@@ -72,29 +76,37 @@ class Relay:
             await work()
 
     async def _receive(self) -> None:
-        ended = False
-        with contextlib.suppress(*BROKEN):
+        with contextlib.suppress(*BROKEN, DecodeError):
             while (data := await self._stream.receive()) is not None:
                 frame = ConnectionFrame.FromString(data)
-                if frame.data:
-                    self._send.send_nowait(frame.data)
-                if frame.eof:
-                    ended = True
-                    self._send.close()
+                self._room -= len(frame.data)
+                if self._room < 0:
+                    _log.warning("a connection of the guest's broke: it sent beyond its credit")
+                    break
+                if not self._ended:
+                    self._waiting += frame.data
+                self._ended = self._ended or frame.eof
+                self._arrived.set()
                 if frame.credit:
                     self._credit += frame.credit
                     self._changed.set()
         # The guest is done, or has given up what was not at its end.
         self._fetching.cancel()
-        if not ended:
+        if not self._ended:
             self._sending.cancel()
 
     async def _to_host(self) -> None:
-        async for data in self._inbox:
+        while self._waiting or not self._ended:
+            if not self._waiting:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+                continue
+            data, self._waiting = self._waiting, bytearray()
             try:
                 await self._host.send_all(data)
             except trio.BrokenResourceError:
                 return  # it closed; what is on its way from it still arrives
+            self._room += len(data)
             with contextlib.suppress(*BROKEN):  # the guest may need no more credit
                 await self._frame(credit=len(data))
         with contextlib.suppress(trio.BrokenResourceError):

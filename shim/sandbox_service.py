@@ -109,6 +109,8 @@ class SandboxService:
             about = {"pid": life.pid, "networkNamespace": self._netns_path}
             response.info["info"] = json.dumps(about)
             response.info["networkSandboxPath"] = self._netns_path
+            response.info["pid"] = str(life.pid)
+            response.info["state"] = response.state
         return response
 
     async def ping(self, request: pb.PingRequest, _context: CallContext) -> pb.PingResponse:

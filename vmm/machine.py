@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vmm import channel
-from vmm.errors import ChannelClosed, ControlTimeout, InvalidState, VmmError
+from vmm.errors import ChannelClosed, ControlTimeout, VmmError
 from vmm.events import VmmLog
 from vmm.pipes import pump
 from vmm.process import Process
@@ -147,12 +147,6 @@ class Machine(VmProcess):
             logger.error("%s: not everything could be removed: %s", self.program, error)
 
     # -- guards -----------------------------------------------------------------------
-
-    def _need_restored(self, *, wanted: bool) -> None:
-        if self.spec.restored and not wanted:
-            raise InvalidState("the VM was made to be restored, not to boot")
-        if wanted and not self.spec.restored:
-            raise InvalidState("the VM was made to boot, not to be restored")
 
     async def _call(
         self,

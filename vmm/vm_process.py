@@ -7,8 +7,9 @@ orderly end itself. A backend adds how to start, reach and explain its VMM.
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import trio
@@ -219,6 +220,12 @@ class VmProcess:
     def pid(self) -> int:
         """Process id of the VMM."""
         return self._process.pid
+
+    def _own_threads(self) -> set[int]:
+        """Host threads of the VMM, none when it is gone."""
+        with suppress(OSError):
+            return {int(name) for name in os.listdir(f"/proc/{self.pid}/task")}
+        return set()
 
     def console_tail(self) -> list[str]:
         """Return the last lines of the guest's console."""

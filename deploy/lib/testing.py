@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from deploy.lib import apt, tools
 from deploy.lib.apt import Unpacked
@@ -22,6 +25,7 @@ from deploy.lib.work import REPOSITORY, work_dir
 
 TESTS_TIMEOUT = 4500.0
 CHECK_TIMEOUT = 600.0
+INTERRUPT_TIMEOUT = 120.0
 _TEST_PACKAGES = ["crun", "iptables", "mmdebstrap", "psmisc", "qemu-system-arm", "util-linux"]
 
 _FOREIGN: dict[str, Callable[[], Unpacked]] = {
@@ -82,15 +86,63 @@ def _check(progress: Progress, python: Path) -> None:
 
 
 def _pytest(python: Path, arguments: Sequence[str]) -> int:
-    words = [str(python), "-m", "pytest", "--durations=15", *arguments]
+    words = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "--durations=15", *arguments]
+    if any(not argument.startswith("-") for argument in arguments):
+        return _finish({"the tests": _start(words)})
+    # A VM that boots keeps one CPU busy, so two of them at a time take half as long. What
+    # a run makes has names and directories of its own, and the other doesn't see it.
+    aside = work_dir() / "tests-aside.log"
+    with aside.open("wb") as output:
+        running = {
+            "end-to-end tests": _start([*words, "tests/e2e"]),
+            "unit and integration tests": _start(
+                [*words, "tests/unit", "tests/integration"], output
+            ),
+        }
+        try:
+            return _finish(running)
+        finally:
+            print(aside.read_text(errors="replace"), end="", flush=True)
+
+
+def _start(words: Sequence[str], output: BinaryIO | None = None) -> subprocess.Popen[bytes]:
     # The image and the compiled modules are where the set-up has put them.
     env = {**os.environ, "KATAPY_WORK": str(work_dir())}
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=REPOSITORY, env=env) as process:
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        cwd=REPOSITORY,
+        env=env,
+    )
+
+
+def _finish(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
+    """Wait for all of them; the first exit status that is not 0 counts."""
+    end = time.monotonic() + TESTS_TIMEOUT
+    codes = []
+    try:
+        for what, process in running.items():
+            try:
+                codes.append(process.wait(max(end - time.monotonic(), 0)))
+            except subprocess.TimeoutExpired:
+                _interrupt(running.values())
+                raise DeployError(f"{what} are not done after {TESTS_TIMEOUT:g} s") from None
+    except KeyboardInterrupt:
+        for process in running.values():
+            process.wait()  # they have had the signal too, and clean up
+        raise
+    return next(filter(None, codes), 0)
+
+
+def _interrupt(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.send_signal(signal.SIGINT)  # has pytest take down what it has set up
+    for process in left:
         try:
-            return process.wait(TESTS_TIMEOUT)
+            process.wait(INTERRUPT_TIMEOUT)
         except subprocess.TimeoutExpired:
-            process.terminate()
-            raise DeployError(f"the tests are not done after {TESTS_TIMEOUT:g} s") from None
-        except KeyboardInterrupt:
-            process.wait()  # pytest has had the signal too, and cleans up
-            raise
+            process.kill()
+            process.wait()

@@ -86,6 +86,22 @@ class FileChange(_message.Message):
     in_place: bool
     def __init__(self, path: _Optional[str] = ..., file_size: _Optional[int] = ..., file_mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., remove: _Optional[bool] = ..., in_place: _Optional[bool] = ...) -> None: ...
 
+class PullFileRequest(_message.Message):
+    __slots__ = ("volume", "path", "limit")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    path: str
+    limit: int
+    def __init__(self, volume: _Optional[str] = ..., path: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class PullFileResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class ListenSocketRequest(_message.Message):
     __slots__ = ("path", "mode", "uid", "gid")
     PATH_FIELD_NUMBER: _ClassVar[int]

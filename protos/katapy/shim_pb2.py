@@ -23,20 +23,23 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from protos.kata import agent_pb2 as protos_dot_kata_dot_agent__pb2
 from protos.kata import csi_pb2 as protos_dot_kata_dot_csi__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/katapy/shim.proto\x12\x0ekatapy.shim.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x15protos/kata/csi.proto\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"2\n\rResizeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x8d\x01\n\x07Volumes\x12\x41\n\x05Stats\x12\x1d.katapy.shim.v1.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12?\n\x06Resize\x12\x1d.katapy.shim.v1.ResizeRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/katapy/shim.proto\x12\x0ekatapy.shim.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17protos/kata/agent.proto\x1a\x15protos/kata/csi.proto\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"2\n\rResizeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x8d\x01\n\x07Volumes\x12\x41\n\x05Stats\x12\x1d.katapy.shim.v1.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12?\n\x06Resize\x12\x1d.katapy.shim.v1.ResizeRequest\x1a\x16.google.protobuf.Empty2\x86\x01\n\x0cPacketFilter\x12:\n\x03Get\x12\x18.grpc.GetIPTablesRequest\x1a\x19.grpc.GetIPTablesResponse\x12:\n\x03Set\x12\x18.grpc.SetIPTablesRequest\x1a\x19.grpc.SetIPTablesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.katapy.shim_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMEREQUEST']._serialized_start=96
-  _globals['_VOLUMEREQUEST']._serialized_end=132
-  _globals['_RESIZEREQUEST']._serialized_start=134
-  _globals['_RESIZEREQUEST']._serialized_end=184
-  _globals['_VOLUMES']._serialized_start=187
-  _globals['_VOLUMES']._serialized_end=328
+  _globals['_VOLUMEREQUEST']._serialized_start=121
+  _globals['_VOLUMEREQUEST']._serialized_end=157
+  _globals['_RESIZEREQUEST']._serialized_start=159
+  _globals['_RESIZEREQUEST']._serialized_end=209
+  _globals['_VOLUMES']._serialized_start=212
+  _globals['_VOLUMES']._serialized_end=353
+  _globals['_PACKETFILTER']._serialized_start=356
+  _globals['_PACKETFILTER']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,8 @@ RemoveDeviceRequest = {0: 'katapy.agent.v1.RemoveDeviceRequest', 1: ("pci_path",
 SetClockRequest = {0: 'katapy.agent.v1.SetClockRequest', 1: ("unix_nanos", 3, 0, None)}
 FileChange = {0: 'katapy.agent.v1.FileChange', 1: ("path", 9, 0, None), 2: ("file_size", 3, 0, None), 3: ("file_mode", 13, 0, None), 4: ("uid", 5, 0, None), 5: ("gid", 5, 0, None), 6: ("offset", 3, 0, None), 7: ("data", 12, 0, None), 8: ("remove", 8, 0, None), 9: ("in_place", 8, 0, None)}
 PushFilesRequest = {0: 'katapy.agent.v1.PushFilesRequest', 1: ("volume", 9, 0, None), 2: ("changes", 11, 2, FileChange)}
+PullFileRequest = {0: 'katapy.agent.v1.PullFileRequest', 1: ("volume", 9, 0, None), 2: ("path", 9, 0, None), 3: ("limit", 3, 0, None)}
+PullFileResponse = {0: 'katapy.agent.v1.PullFileResponse', 1: ("data", 12, 0, None)}
 ListenSocketRequest = {0: 'katapy.agent.v1.ListenSocketRequest', 1: ("path", 9, 0, None), 2: ("mode", 13, 0, None), 3: ("uid", 13, 0, None), 4: ("gid", 13, 0, None)}
 SocketAccepted = {0: 'katapy.agent.v1.SocketAccepted', 1: ("connection", 4, 0, None)}
 ConnectionFrame = {0: 'katapy.agent.v1.ConnectionFrame', 1: ("connection", 4, 0, None), 2: ("data", 12, 0, None), 3: ("eof", 8, 0, None), 4: ("credit", 4, 0, None), 5: ("port", 13, 0, None)}
@@ -20,6 +22,7 @@ SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool,
         "Stdio": (StdioFrame, StdioFrame, True, True),
         "SetClock": (SetClockRequest, Empty, False, False),
         "PushFiles": (PushFilesRequest, Empty, False, False),
+        "PullFile": (PullFileRequest, PullFileResponse, False, False),
         "ListenSocket": (ListenSocketRequest, SocketAccepted, True, True),
         "Connection": (ConnectionFrame, ConnectionFrame, True, True),
         "Dial": (ConnectionFrame, ConnectionFrame, True, True),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -23,10 +24,21 @@ from vmm.image.cpio import CpioWriter
 from vmm.qemu.qemu import QemuHypervisor
 from vmm.spec import FsDevice, NinePDevice, VmSpec
 
-Until = Callable[[QemuHypervisor], Awaitable[dict[str, int]]]
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a boot showed: when it was over, the agent's stamps in µs, memory in use in MiB."""
+
+    at: float
+    stamps: Mapping[str, int] = field(default_factory=dict)
+    used: float | None = None
+
+
+Until = Callable[[QemuHypervisor], Awaitable[Seen]]
 
 _TIMEOUT = 90.0
 _MARKER = "katapy-bench: init runs"
+_MEMORY = re.compile(r'^kata_guest_meminfo{item="(memtotal|memfree)"} (\d+)', re.MULTILINE)
 _INIT = f"#!/bin/busybox sh\necho '{_MARKER}'\nexec /bin/busybox sleep 600\n"
 
 
@@ -42,14 +54,17 @@ def measure(world: World, config: Config, figures: Figures) -> None:
         ("boot_agent", "QEMU and the guest image, to the agent's answer", _agent_answers),
     )
     for key, title, until in lines:
-        seconds, stamps = trio.run(_boot, world, config, until)
+        seconds, seen = trio.run(_boot, world, config, until)
         figures.add(key, title, "s", KATAPY, seconds)
-        for name, microseconds in sorted(stamps.items(), key=lambda item: item[1]):
+        if seen.used is not None:
+            title = "memory not free in the guest, after boot"
+            figures.add("guest_used_boot", title, "MiB", KATAPY, seen.used)
+        for name, microseconds in sorted(seen.stamps.items(), key=lambda item: item[1]):
             title = f"  by the guest's clock, up to: {name}"
             figures.add(f"guest_{name}", title, "s", KATAPY, microseconds / 1e6)
 
 
-async def _boot(world: World, config: Config, until: Until) -> tuple[float, dict[str, int]]:
+async def _boot(world: World, config: Config, until: Until) -> tuple[float, Seen]:
     with tempfile.TemporaryDirectory(dir=world.folder, prefix="b") as name:
         spec = plan_vm(config, name="katapy-bench", runtime_dir=Path(name), netns=None).spec
         # The shared directory is the pod's; the VM is the same but for it.
@@ -64,27 +79,30 @@ async def _boot(world: World, config: Config, until: Until) -> tuple[float, dict
             with trio.fail_after(world.deadline.limit(_TIMEOUT)):
                 begin = time.perf_counter()
                 async with vm:
-                    stamps = await until(vm)
-                    return time.perf_counter() - begin, stamps
+                    seen = await until(vm)
+                    return seen.at - begin, seen
         except trio.TooSlowError:
             last = " | ".join(vm.console_tail()[-3:])
             raise DeadlineExceeded(f"the VM did not come up; last console lines: {last}") from None
     raise AssertionError("unreachable")
 
 
-async def _init_runs(vm: QemuHypervisor) -> dict[str, int]:
+async def _init_runs(vm: QemuHypervisor) -> Seen:
     with vm.subscribe() as events:
         await vm.boot()
         async for event in events:
             if isinstance(event, ConsoleLine) and _MARKER in event.line:
-                return {}
+                return Seen(time.perf_counter())
     raise FailedPrecondition(f"the VM ended before its init ran: {vm.exit_reason}")
 
 
-async def _agent_answers(vm: QemuHypervisor) -> dict[str, int]:
+async def _agent_answers(vm: QemuHypervisor) -> Seen:
     await vm.boot()
     async with agent.connect(await vm.dial_agent(_TIMEOUT), _TIMEOUT) as answering:
-        return answering.boot_stamps
+        answered = time.perf_counter()
+        kib = {name: int(value) for name, value in _MEMORY.findall(await answering.metrics())}
+        used = (kib["memtotal"] - kib["memfree"]) / 1024
+        return Seen(answered, answering.boot_stamps, used)
 
 
 def _with_init(spec: VmSpec, folder: Path) -> VmSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from protos.containerd import task_v2_pb2
 from shim.bench.figures import KATAPY, Figures
+from shim.bench.guest_shell import LOOP, GuestShell
 from shim.bench.rpc import ShimClient
 from shim.bench.shims import memory_of
 from shim.bench.world import World
@@ -35,7 +37,7 @@ def run_once(world: World, runtime: str, figures: Figures) -> None:
     """``ctr run --rm`` of ``true``, and of katapy where the time went."""
     container = world.new_id(runtime)
     before = world.log.stat().st_size
-    argv = world.run_command(runtime, container, "--rm", "true")
+    argv = world.run_command(runtime, container, "true", options=("--rm",))
     begin = time.perf_counter()
     _call(world, argv, _RUN_TIMEOUT)
     figures.add("run", "ctr run --rm true", "ms", runtime, _ms(begin))
@@ -46,19 +48,47 @@ def run_once(world: World, runtime: str, figures: Figures) -> None:
 
 
 @contextmanager
-def started(world: World, runtime: str) -> Iterator[str]:
-    """A container that sleeps, for the length of the block."""
+def started(world: World, runtime: str, *options: str) -> Iterator[str]:
+    """A container that sleeps, for the length of the block; ``options`` are ctr's."""
     container = world.new_id(runtime)
     try:
-        start(world, runtime, container)
+        start(world, runtime, container, *options)
         yield container
     finally:
         world.remove(container)
 
 
-def start(world: World, runtime: str, container: str) -> None:
+def start(world: World, runtime: str, container: str, *options: str) -> None:
     """Start a container that sleeps, in the background."""
-    _call(world, world.run_command(runtime, container, "--detach", *_SLEEP), _RUN_TIMEOUT)
+    argv = world.run_command(runtime, container, *_SLEEP, options=("--detach", *options))
+    _call(world, argv, _RUN_TIMEOUT)
+
+
+@contextmanager
+def shell(world: World, runtime: str, container: str) -> Iterator[GuestShell]:
+    """A shell in a container, by an exec that lasts as long as the block."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                world.ctr_command(*_exec(world, runtime, container), "sh", "-c", LOOP),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env=world.env,
+            )
+        try:
+            yield GuestShell(runtime, ours, world.deadline)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def vmm_pid(world: World, container: str) -> int:
+    """The process of a container's VM."""
+    with _client(world, container) as client:
+        said = client.call("Connect", task_v2_pb2.ConnectRequest(id=container))
+    return task_v2_pb2.ConnectResponse.FromString(said).task_pid
 
 
 def exec_once(world: World, runtime: str, container: str, figures: Figures) -> None:
@@ -134,7 +164,7 @@ def guest_memory(world: World, container: str, figures: Figures) -> None:
     )
     sizes = {name: int(value.split()[0]) for name, value in re.findall(r"(\w+):\s+(.*)", text)}
     used = (sizes["MemTotal"] - sizes["MemFree"]) / 1024
-    figures.add("guest_used", "memory not free in the guest", "MiB", KATAPY, used)
+    figures.add("guest_used", "memory not free in the guest, with a container", "MiB", KATAPY, used)
 
 
 def pods(world: World, runtime: str, count: int, figures: Figures) -> None:

@@ -1,4 +1,4 @@
-"""What was measured: samples of katapy and runc side by side, as a table and as JSON."""
+"""What was measured: samples of katapy and another side by side, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Figures:
         return list(self._lines.values())
 
 
-def as_table(figures: Sequence[Figure]) -> str:
-    """Medians with the smallest and the largest sample, and katapy's multiple of runc."""
-    rows = [("", KATAPY, "min … max", RUNC, "min … max", f"{KATAPY} / {RUNC}")]
+def as_table(figures: Sequence[Figure], other: str = RUNC) -> str:
+    """Medians with the smallest and the largest sample, and katapy's multiple of the other."""
+    rows = [("", KATAPY, "min … max", other, "min … max", f"{KATAPY} / {other}")]
     for figure in figures:
         cells = [f"{figure.title} [{figure.unit}]"]
-        for runtime in (KATAPY, RUNC):
+        for runtime in (KATAPY, other):
             samples = figure.samples.get(runtime)
             cells += [_number(median(samples)), _range(samples)] if samples else ["–", ""]
-        ratio = _ratio(figure)
+        ratio = _ratio(figure, other)
         cells.append(f"{ratio:.2f}" if ratio is not None else "")
         rows.append(tuple(cells))  # type: ignore[arg-type]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -68,14 +68,14 @@ def as_table(figures: Sequence[Figure]) -> str:
     )
 
 
-def as_document(figures: Sequence[Figure]) -> list[Mapping[str, object]]:
+def as_document(figures: Sequence[Figure], other: str = RUNC) -> list[Mapping[str, object]]:
     """The same for JSON, with every sample."""
     return [
         {
             "key": figure.key,
             "title": figure.title,
             "unit": figure.unit,
-            "ratio": _ratio(figure),
+            "ratio": _ratio(figure, other),
             **{
                 runtime: {"median": median(samples), "samples": samples}
                 for runtime, samples in figure.samples.items()
@@ -85,8 +85,8 @@ def as_document(figures: Sequence[Figure]) -> list[Mapping[str, object]]:
     ]
 
 
-def _ratio(figure: Figure) -> float | None:
-    ours, theirs = figure.samples.get(KATAPY), figure.samples.get(RUNC)
+def _ratio(figure: Figure, other: str) -> float | None:
+    ours, theirs = figure.samples.get(KATAPY), figure.samples.get(other)
     if not ours or not theirs or not median(theirs):
         return None
     return median(ours) / median(theirs)

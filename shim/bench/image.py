@@ -17,7 +17,7 @@ from pathlib import Path
 from shim.errors import FailedPrecondition
 
 NAME = "localhost/katapy/bench:latest"
-_APPLETS = ("cat", "dd", "head", "sh", "sleep", "true")
+_APPLETS = ("cat", "dd", "head", "nc", "sh", "sleep", "true")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 

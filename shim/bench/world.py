@@ -93,10 +93,10 @@ class World:
         """
         return run(self.ctr_command(*words), timeout=self.deadline.limit(timeout), env=self.env)
 
-    def run_command(self, runtime: str, container: str, *words: str) -> list[str]:
-        """The argument vector of ``ctr run`` with the image; ``words`` begin with options."""
-        options = [word for word in words if word.startswith("-")]
-        command = [word for word in words if not word.startswith("-")]
+    def run_command(
+        self, runtime: str, container: str, *command: str, options: tuple[str, ...] = ()
+    ) -> list[str]:
+        """The argument vector of ``ctr run`` of a command in the image."""
         return self.ctr_command(
             "run", *options, "--runtime", RUNTIMES[runtime], NAME, container, *command
         )

@@ -39,12 +39,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "socket": ("path",),
     "file": ("path",),
     "dir": ("path",),  # with `tree` true its content goes too
-    "cgroup": ("path",),  # absolute, under /sys/fs/cgroup
     # netns: path of its namespace, "" for the host's; `netns_id` says that it is still the one
     "netdev": ("name", "netns"),
     "qdisc": ("link", "parent", "netns"),  # parent: "ingress" or "root"
     "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
-    "loop": ("device",),  # `backing` names the file it must still be attached to
 }
 
 

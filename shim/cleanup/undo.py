@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from shim.cleanup.ledger import Entry
 
-_LOOP_CLR_FD = 0x4C01
 _STACKED_MOUNTS = 64  # times one target may be mounted over
 _BUSY_WAIT = 1.0  # seconds a cgroup may take to empty after its processes were killed
 _CGROUP_ROOT = "/sys/fs/cgroup/"
@@ -120,13 +119,6 @@ def _mount_id(fd: int) -> int:
     raise UndoError("/proc/self/fdinfo shows no mount id")
 
 
-def _remove_cgroup(entry: Entry) -> None:
-    path = os.path.normpath(entry.text("path"))
-    if not path.startswith(_CGROUP_ROOT):
-        raise UndoError(f"{path} is not below {_CGROUP_ROOT}")
-    _remove_cgroup_at(path)
-
-
 def _remove_cgroup_at(path: str) -> None:
     deadline = time.monotonic() + _BUSY_WAIT
     while True:
@@ -192,39 +184,12 @@ def _remove_qdisc(entry: Entry) -> None:
     netlink.delete_qdisc(link, parent, entry.text("netns"), entry.text("netns_id"))
 
 
-def _detach_loop(entry: Entry) -> None:
-    import fcntl
-
-    device, backing = entry.text("device"), entry.text("backing")
-    attached = f"/sys/block/{os.path.basename(device)}/loop/backing_file"
-    try:
-        with open(attached, encoding="utf-8", errors="surrogateescape") as file:
-            now = file.read().rstrip("\n").removesuffix(" (deleted)")
-    except FileNotFoundError:  # not attached to anything
-        return
-    if backing and now != backing:
-        return  # somebody else's by now
-    try:
-        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.ioctl(fd, _LOOP_CLR_FD)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-    finally:
-        os.close(fd)
-
-
 _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "mount": _unmount,
     "socket": _remove_socket,
     "file": _remove_file,
     "dir": _remove_dir,
-    "cgroup": _remove_cgroup,
     "pod_cgroup": _remove_pod_cgroup,
     "netdev": _remove_netdev,
     "qdisc": _remove_qdisc,
-    "loop": _detach_loop,
 }

@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="MIB", help="data through stdout (256)")
     parser.add_argument("--quick", action="store_true", help="two runs, two pods, 16 MiB")
     parser.add_argument(
+        "--throughput",
+        action="store_true",
+        help="shared directory, disk and network alone, beside a bare QEMU",
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=900.0,
@@ -41,33 +46,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print; 0, or a KatapyError that says what went wrong."""
     from shim.bench.deadline import Deadline
-    from shim.bench.figures import Figures, as_document, as_table
+    from shim.bench.figures import RUNC, Figures, as_document, as_table
     from shim.bench.world import running_world
 
     quick = arguments.quick
     figures = Figures()
     config = configuration(arguments.config)
+    other = "qemu" if arguments.throughput else RUNC
     with _terminable(), running_world(arguments.config, Deadline(arguments.timeout)) as world:
         described = {
             "containerd": world.version,
             "runtimes": list(world.runtimes),
             "guest": _guest(config),
         }
-        _measure(
-            world,
-            config,
-            figures,
-            runs=arguments.runs or (2 if quick else 5),
-            pods=arguments.pods or (2 if quick else 10),
-            mib=arguments.size or (16 if quick else 256),
-            state_seconds=_QUICK_STATE_SECONDS if quick else _STATE_SECONDS,
-        )
+        runs = arguments.runs or (2 if quick else 5)
+        mib = arguments.size or (16 if quick else 256)
+        if arguments.throughput:
+            from shim.bench import throughput
+
+            throughput.measure(world, config, figures, runs=runs, mib=mib, say=_say)
+        else:
+            _measure(
+                world,
+                config,
+                figures,
+                runs=runs,
+                pods=arguments.pods or (2 if quick else 10),
+                mib=mib,
+                state_seconds=_QUICK_STATE_SECONDS if quick else _STATE_SECONDS,
+            )
     if arguments.json:
-        print(json.dumps({**described, "figures": as_document(figures.lines())}, indent=2))
+        print(json.dumps({**described, "figures": as_document(figures.lines(), other)}, indent=2))
     else:
-        print(as_table(figures.lines()))
+        print(as_table(figures.lines(), other))
         print(f"\ncontainerd {described['containerd']}; guest: {described['guest']}")
-        print("The columns are medians; runs of katapy and runc took turns.")
+        print(f"The columns are medians; runs of katapy and {other} took turns.")
     return 0
 
 
@@ -91,6 +104,8 @@ def _measure(
             # These are also what fills caches before anything is measured.
             _say(f"a container of {runtime}, for what follows")
             running[runtime] = stack.enter_context(containers.started(world, runtime))
+        # Before the streams, whose buffers and files stay in the guest's page cache.
+        containers.guest_memory(world, running["katapy"], figures)
         for number, runtime in turns:
             _say(f"shim, run {number} of {runs}, {runtime}")
             shims.measure(world, runtime, figures)
@@ -101,7 +116,6 @@ def _measure(
             containers.copy_out(world, runtime, container, mib, figures)
             containers.copy_in(world, runtime, container, max(1, mib // 4), figures)
             containers.state_rate(world, runtime, container, state_seconds, figures)
-        containers.guest_memory(world, running["katapy"], figures)
     for number in range(1, runs + 1):
         _say(f"boots of a VM, run {number} of {runs}")
         boots.measure(world, config, figures)

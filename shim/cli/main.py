@@ -16,6 +16,7 @@ VERBS = {
     "bench": "measure pods on this host, beside runc",
     "cleanup": "remove what crashed sandboxes left",
     "direct-volume": "disks that guests mount: add, remove, stats, resize",
+    "iptables": "a pod's packet filter: get, set",
     "version": "print the version",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments) -> int``."""

@@ -78,6 +78,8 @@ def _qemu(config: Config) -> tuple[Path, Capabilities]:
         machine=arch.machines[0],
         max_vcpus=2 if grows else 0,
         max_memory_bytes=512 * MIB if grows else 0,
+        hugepages=True,
+        user=(1, 1),
         devices=(BalloonDevice(), PanicDevice(), FsDevice("fs", "fs", _NOWHERE)),
     )
     chosen = accel.choose("auto", arch)

@@ -8,6 +8,7 @@ Source: namespaces(7), setns(2), OCI runtime-spec ``linux.namespaces``.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from shim import syscalls
 from shim.errors import Internal, InvalidArgument
 from shim.net.netlink import netns_id
+
+_NS_GET_NSTYPE = 0xB703
 
 
 def open_netns(spec: dict[str, Any]) -> int | None:
@@ -45,9 +48,17 @@ def open_netns_at(path: str) -> int:
         InvalidArgument: there is none.
     """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
         raise InvalidArgument(f"network namespace {path}: {err.strerror}") from err
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != syscalls.CLONE_NEWNET:
+        os.close(fd)
+        raise InvalidArgument(f"network namespace {path}: it is no network namespace")
+    return fd
 
 
 def netns_path(spec: dict[str, Any]) -> str:

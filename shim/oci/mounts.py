@@ -15,6 +15,9 @@ from shim.errors import InvalidArgument
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 """The pod's /dev/shm inside the guest."""
 
+SOCKET = "uds"
+"""Type of a mount that leads to a unix socket of the host (shimtest's UDS suite)."""
+
 _GUEST_TREES = ("/proc", "/sys")
 _GUEST_DEVICES = frozenset(
     f"/dev/{name}"
@@ -97,8 +100,13 @@ def _id_maps(mount: Mapping[str, Any], key: str) -> IdMaps:
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
-    """Whether it is a bind mount, by type or by option, as runc sees it."""
-    return mount.get("type") == "bind" or not {"bind", "rbind"}.isdisjoint(mount.get("options", ()))
+    """Whether it is a bind mount, by type or by option, as runc sees it.
+
+    ``uds``, containerd's nerdbox's word for a socket of the host, is one as well.
+    """
+    return mount.get("type") in ("bind", SOCKET) or not {"bind", "rbind"}.isdisjoint(
+        mount.get("options", ())
+    )
 
 
 def served_by_guest(mount: Mapping[str, Any]) -> bool:
@@ -164,6 +172,9 @@ def guest_mounts(
             if sources[index] is None:
                 continue
             rewritten["source"] = sources[index]
+            if mount.get("type") == SOCKET:
+                rewritten["type"] = "bind"
+                rewritten["options"] = ["rbind", *mount.get("options", ())]
         result.append(rewritten)
     return result
 

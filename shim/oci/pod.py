@@ -18,6 +18,7 @@ from typing import Any
 from shim.oci.mounts import is_bind, is_pod_shm
 from shim.oci.role import Role, container_role
 
+DEFAULT_HOSTNAME = "localhost"
 DEFAULT_SHM_BYTES = 64 << 20
 """As containerd, Docker and Kata have it."""
 _RESOLV_CONF_MAX = 64 << 10
@@ -59,6 +60,17 @@ def pod_settings(spec: Mapping[str, Any]) -> PodSettings:
         sysctls=dict(linux.get("sysctl", {})) if pod else {},
         host_pid=pod and "pid" not in kinds,
     )
+
+
+def name_own_machine(spec: dict[str, Any], settings: PodSettings) -> None:
+    """Give a pod's member that has a uts namespace of its own the pod's host name in it.
+
+    It would begin with whatever the pod's other containers have made of theirs since.
+    """
+    namespaces = spec.get("linux", {}).get("namespaces", ())
+    own = any(entry.get("type") == "uts" and not entry.get("path") for entry in namespaces)
+    if own and not spec.get("hostname"):
+        spec["hostname"] = settings.hostname or DEFAULT_HOSTNAME
 
 
 def _source(spec: Mapping[str, Any], destination: str) -> str:

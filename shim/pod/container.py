@@ -273,9 +273,12 @@ class Container:
         await process.kill(agent, signal, everything=everything and not exec_id)
 
     async def resize(self, exec_id: str, width: int, height: int) -> None:
-        """Set a terminal's size in characters."""
+        """Set a terminal's size in characters; an exec not yet started will have it then."""
         process = self.process(exec_id)
-        if process.state is not ProcessState.STOPPED:
+        if exec_id and process.state is ProcessState.CREATED:
+            request = self._execs[exec_id][1]
+            request.process["consoleSize"] = {"height": height, "width": width}
+        elif process.state is not ProcessState.STOPPED:
             await process.resize(self._pod.agent, width, height)
 
     async def update(self, resources: dict[str, Any], cpus: str) -> None:

@@ -7,6 +7,7 @@ Each thing is pushed on the container's rollback stack before it is made.
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,22 +18,28 @@ from protos.kata import agent_pb2
 from shim.cleanup.ledger import Ledger
 from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
+from shim.errors import KatapyError
+from shim.log import Log
 from shim.oci.devices import host_disks
 from shim.oci.mounts import host_mounts
-from shim.pod.vfio import PodVfio
+from shim.pod.vfio import LEFT_TO_CONTAINER, PodVfio
 from shim.pod.vm import PodVm
 from shim.pod.volumes import PodVolumes
 from shim.requests import CreateContainer
 from shim.sockets import sha256_hex
 from shim.storage.disk import block_device_path
 from shim.storage.disks import agent_driver, disk
+from shim.storage.layers import resolve
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
-from shim.storage.rootfs import BlockRootfs, PackedRootfs, plan_rootfs
+from shim.storage.rootfs import BlockRootfs, LayeredRootfs, PackedRootfs, plan_rootfs
 from shim.storage.share import GUEST_SHARE, Share
+from shim.ttrpc.connection import ConnectionClosed
+from shim.ttrpc.status import TtrpcError
 
 DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
+RETURN_TIMEOUT_S = 10.0
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
 
 
@@ -45,20 +52,37 @@ class ContainerVolumes:
         storages: mounts the agent makes first.
         devices: what the agent waits for; disks' numbers it puts into the spec.
         numbers: path in the container to a stand-in for those numbers.
+        copies: bring files back that the container could write, and only in the guest.
     """
 
     sources: dict[int, str | None] = field(default_factory=dict)
     storages: list[agent_pb2.Storage] = field(default_factory=list)
     devices: list[agent_pb2.Device] = field(default_factory=list)
     numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    copies: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def add_disk(self, path: str, place: str) -> None:
         """Give the container a disk as the device node ``path``."""
-        # Major 0 is no device's, so a stand-in never is another disk's real number.
-        self.numbers[path] = (0, len(self.numbers) + 1)
+        self.keep_node(path)
         self.devices.append(
             agent_pb2.Device(id=place, type=agent_driver(place), container_path=path)
         )
+
+    def keep_node(self, path: str) -> None:
+        """Leave the container its node at a path, for the agent to put the numbers in."""
+        # Major 0 is no device's, so a stand-in never is another disk's real number.
+        self.numbers[path] = (0, len(self.numbers) + 1)
+
+    async def bring_back(self, log: Log) -> None:
+        """Have the host's files be as the container that has ended left them."""
+        with trio.move_on_after(RETURN_TIMEOUT_S) as scope:
+            for bring_back in self.copies:
+                try:
+                    await bring_back()
+                except (KatapyError, TtrpcError, ConnectionClosed) as error:
+                    log.warning(f"a file that was copied into the guest stays there: {error}")
+        if scope.cancelled_caught:
+            log.warning(f"copied files were not brought back within {RETURN_TIMEOUT_S:g} s")
 
 
 class ContainerFiles:
@@ -109,6 +133,8 @@ class ContainerFiles:
         )
         if isinstance(plan, BlockRootfs):
             return await self._attach_rootfs(request.container_id, plan, cleanup)
+        if isinstance(plan, LayeredRootfs):
+            return await self._attach_layers(request.container_id, plan, cleanup)
         if isinstance(plan, PackedRootfs):
             return await self._pack_rootfs(request.container_id, plan, cleanup)
         assert self._share is not None
@@ -123,8 +149,51 @@ class ContainerFiles:
     async def _attach_rootfs(
         self, container_id: str, plan: BlockRootfs, cleanup: Rollback
     ) -> tuple[list[agent_pb2.Storage], str]:
-        vm = self._vm
         device_id = _device_id(container_id)
+        path = (
+            f"{GUEST_SHARE}/{container_id}/rootfs"
+            if self._share is None
+            else f"{GUEST_STORAGE}/{device_id}"
+        )
+        return [await self._attach_disk(device_id, plan, path, cleanup)], path
+
+    async def _attach_layers(
+        self, container_id: str, plan: LayeredRootfs, cleanup: Rollback
+    ) -> tuple[list[agent_pb2.Storage], str]:
+        """Attach a disk for each layer; the guest stacks them."""
+        base = _device_id(container_id)
+        points = [f"{GUEST_STORAGE}/{base}-{number}" for number in range(len(plan.disks))]
+        overlay, directories = resolve(plan.overlay, points)
+        storages = [
+            await self._attach_disk(f"{base}-{number}", layer, points[number], cleanup)
+            for number, layer in enumerate(plan.disks)
+        ]
+        storages += [
+            agent_pb2.Storage(
+                driver="local",
+                source="local",
+                options=[f"mode={directory.mode:04o}"],
+                mount_point=directory.path,
+            )
+            for directory in directories
+        ]
+        path = f"{GUEST_STORAGE}/{base}"
+        storages.append(
+            agent_pb2.Storage(
+                driver="overlayfs",
+                source="overlay",
+                fstype="overlay",
+                options=overlay.options,
+                mount_point=path,
+            )
+        )
+        return storages, path
+
+    async def _attach_disk(
+        self, device_id: str, plan: BlockRootfs, path: str, cleanup: Rollback
+    ) -> agent_pb2.Storage:
+        """Attach one disk, which the agent is to mount at ``path``."""
+        vm = self._vm
         handle = await vm.hypervisor.attach(
             disk(
                 self._config.hypervisor,
@@ -140,19 +209,13 @@ class ContainerFiles:
             await vm.detach(handle, DETACH_TIMEOUT_S)
 
         cleanup.push(f"disk {plan.path}", detach, timeout=DETACH_TIMEOUT_S + 2)
-        path = (
-            f"{GUEST_SHARE}/{container_id}/rootfs"
-            if self._share is None
-            else f"{GUEST_STORAGE}/{device_id}"
-        )
-        storage = agent_pb2.Storage(
+        return agent_pb2.Storage(
             driver=agent_driver(str(handle.address)),
             source=str(handle.address),
             fstype=plan.fstype,
             options=plan.options,
             mount_point=path,
         )
-        return [storage], path
 
     async def _pack_rootfs(
         self, container_id: str, plan: PackedRootfs, cleanup: Rollback
@@ -195,6 +258,8 @@ class ContainerFiles:
                 # One file system in the guest, whatever is mounted below it on the host.
                 entry = spec["mounts"][mount.index]
                 entry["options"] = [word for word in entry["options"] if word != "ro"]
+            if placed.bring_back is not None and not mount.readonly:
+                volumes.copies.append(placed.bring_back)
             if placed.disk:
                 volumes.add_disk(mount.destination, placed.disk)
         for device in host_disks(spec):
@@ -202,7 +267,10 @@ class ContainerFiles:
             path = await trio.to_thread.run_sync(find)
             placed = await self._volumes.add_disk(path, cleanup, read_only=not device.writable)
             volumes.add_disk(device.path, placed.disk)
-        volumes.devices += await self._vfio.add(spec, cleanup)
+        for passed in await self._vfio.add(spec, cleanup):
+            volumes.devices.append(passed)
+            if passed.type == LEFT_TO_CONTAINER:
+                volumes.keep_node(passed.container_path)
         return volumes
 
 

@@ -19,7 +19,7 @@ from shim.log import Log
 from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import Joined
 from shim.oci.resources import GuestLimits
-from shim.pod.container_files import ContainerFiles
+from shim.pod.container_files import ContainerFiles, ContainerVolumes
 from shim.pod.hooks import Hooks
 from shim.pod.resources import PodResources
 from shim.pod.vfio import PodVfio
@@ -87,8 +87,8 @@ async def create_in_guest(
     spec: dict[str, Any],
     joined: Joined,
     cleanup: Rollback,
-) -> Hooks:
-    """Make a container whose init waits to be started; returns its hooks.
+) -> tuple[Hooks, ContainerVolumes]:
+    """Make a container whose init waits to be started; returns its hooks and its volumes.
 
     Args:
         place: where.
@@ -141,7 +141,7 @@ async def create_in_guest(
         shared_pid_namespace=joined.shared_pid,
         timeout=config.runtime.create_container_timeout,
     )
-    return hooks
+    return hooks, volumes
 
 
 async def _remove_in_guest(vm: PodVm, request: CreateContainer) -> None:

@@ -29,7 +29,6 @@ Kind = Literal["prestart", "createRuntime", "createContainer", "poststart", "pos
 Status = Literal["creating", "running", "stopped"]
 
 BEFORE_CREATE: tuple[Kind, ...] = ("prestart", "createRuntime", "createContainer")
-GUEST_HOOKS = ("startContainer",)
 
 
 class Hooks:

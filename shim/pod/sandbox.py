@@ -7,6 +7,7 @@ Delete undo the same things in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,7 @@ from shim.events import Publish, TaskCreate, TaskOOM
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
 from shim.oci.namespaces import joined_namespaces
-from shim.oci.pod import PodSettings, pod_settings
+from shim.oci.pod import PodSettings, name_own_machine, pod_settings
 from shim.oci.role import Role, container_role
 from shim.oci.spec import load_spec
 from shim.pod.annotations import annotated
@@ -56,6 +57,8 @@ from shim.stdio.stdio import Stdio, open_stdio
 from shim.stdio.streaming import Streams
 
 STOP_TIMEOUT_S = 10.0
+# A guest that tells of kills without end must not crowd out the events that count.
+OOM_INTERVAL_S = 1.0
 
 
 class Sandbox:
@@ -106,6 +109,7 @@ class Sandbox:
         self._starting = trio.Lock()
         self._containers: dict[str, Container] = {}
         self._in_creation: set[str] = set()
+        self._oom_told: dict[str, float] = {}
         self._vm: PodVm | None = None
         self._place: Place | None = None
         self._settings = PodSettings()
@@ -236,16 +240,24 @@ class Sandbox:
         pid = await self._host_pid(place.vm, role, cleanup)
         if self._pod_files:
             add_pod_mounts(spec, self._pod_files)
+        in_pod = role is Role.MEMBER or self.declared is not None
+        if in_pod:
+            name_own_machine(spec, self._settings)
         joined = joined_namespaces(
             spec,
             pod_pid=place.vm.pid,
             containers={c.init.pid: c.id for c in self._containers.values()},
             host_pid=self._settings.host_pid,
-            in_pod=role is Role.MEMBER or self.declared is not None,
+            in_pod=in_pod,
         )
-        hooks = await create_in_guest(place, request, spec, joined, cleanup)
+        hooks, volumes = await create_in_guest(place, request, spec, joined, cleanup)
         container = Container(request, self, pid, cleanup, self._publish, hooks.after_start)
-        await self.supervise(container.init, stdio, container.end_execs)
+
+        async def before_exit() -> None:
+            await container.end_execs()
+            await volumes.bring_back(self._log)
+
+        await self.supervise(container.init, stdio, before_exit)
         if container.init.exit is not None:
             raise Unavailable(f"container {container.id} ended while it was created")
         # Not before: the end of a container that nobody was told of is no event.
@@ -288,6 +300,7 @@ class Sandbox:
             finally:
                 if container.deleting:
                     self._containers.pop(container_id, None)
+                    self._oom_told.pop(container_id, None)
         return container.init
 
     async def update_container(self, container_id: str, resources: dict[str, Any]) -> None:
@@ -422,7 +435,10 @@ class Sandbox:
             await self._vm.stop(orderly=any(running))
 
     def _oom(self, container_id: str) -> None:
-        if container_id in self._containers:
+        now = trio.current_time()
+        recent = now - self._oom_told.get(container_id, -math.inf) < OOM_INTERVAL_S
+        if container_id in self._containers and not recent:
+            self._oom_told[container_id] = now
             self._publish(TaskOOM(container_id))
 
     @contextmanager

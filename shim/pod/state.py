@@ -30,7 +30,6 @@ class SandboxState(enum.Enum):
     NEW = "new"
     STARTING = "starting"
     RUNNING = "running"
-    STOPPING = "stopping"
     STOPPED = "stopped"
 
 
@@ -48,8 +47,7 @@ SANDBOX_TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = {
     SandboxState.STARTING: frozenset(
         {SandboxState.RUNNING, SandboxState.NEW, SandboxState.STOPPED}
     ),
-    SandboxState.RUNNING: frozenset({SandboxState.STOPPING, SandboxState.STOPPED}),
-    SandboxState.STOPPING: frozenset({SandboxState.STOPPED}),
+    SandboxState.RUNNING: frozenset({SandboxState.STOPPED}),
     SandboxState.STOPPED: frozenset(),
 }
 

@@ -1,7 +1,8 @@
 """The host's PCI devices in a pod's VM: there from boot, or plugged in for a container.
 
 ``cold_plug_vfio`` and ``hot_plug_vfio`` say which; with neither a container that asks for
-one is refused. A group that several containers name is plugged in once.
+one is refused. A group that several containers name is plugged in once. ``vfio_mode`` says
+whether a driver of the guest takes the devices, or the container drives them itself.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import trio
 
 from protos.kata import agent_pb2
 from shim.cleanup.rollback import Rollback
-from shim.config.hypervisors import SharingHypervisor
+from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.config.model import Config
-from shim.errors import FailedPrecondition, Unimplemented
+from shim.errors import FailedPrecondition
 from shim.log import Log
 from shim.pod.vfio_groups import functions_of, vfio_device, vfio_groups
 from shim.pod.vm import PodVm
@@ -25,7 +26,8 @@ from vmm.spec import AttachedDevice, VfioDevice
 
 NO_PORT = "no-port"
 DETACH_TIMEOUT_S = 10.0
-_LEFT_TO_GUEST = "vfio-pci-gk"  # Kata's name for a device that a driver of the guest takes
+# Kata's names for a device that a driver of the guest takes, and for one it keeps away.
+_LEFT_TO_GUEST, LEFT_TO_CONTAINER = "vfio-pci-gk", "vfio-pci"
 
 
 def cold_plugged(spec: Mapping[str, Any], config: Config) -> tuple[VfioDevice, ...]:
@@ -36,8 +38,8 @@ def cold_plugged(spec: Mapping[str, Any], config: Config) -> tuple[VfioDevice, .
         config: the effective configuration.
 
     Raises:
-        InvalidArgument, NotFound, FailedPrecondition: see :mod:`shim.pod.vfio_groups`.
-        Unimplemented: containers are to drive their devices themselves.
+        InvalidArgument, NotFound: see :mod:`shim.pod.vfio_groups`.
+        FailedPrecondition: likewise; or the VM lacks what ``vfio_mode`` needs.
     """
     if _place(config, "cold_plug_vfio") == NO_PORT:
         return ()
@@ -78,8 +80,7 @@ class PodVfio:
 
         Raises:
             InvalidArgument, NotFound, FailedPrecondition: a group can't be had, or the
-                configuration gives none to this container.
-            Unimplemented: containers are to drive their devices themselves.
+                configuration gives none to this container, or lacks what ``vfio_mode`` needs.
             VmmError: the VM does not take one of the devices.
         """
         groups = vfio_groups(spec)
@@ -100,7 +101,8 @@ class PodVfio:
             held.users += 1
         cleanup.push(f"device {group}", partial(self._release, group), timeout=30.0)
         places = [f"{address}={at.address}" for address, at in held.functions.items()]
-        return agent_pb2.Device(id=group, type=_LEFT_TO_GUEST, container_path=group, options=places)
+        kind = LEFT_TO_CONTAINER if self._config.runtime.vfio_mode == "vfio" else _LEFT_TO_GUEST
+        return agent_pb2.Device(id=group, type=kind, container_path=group, options=places)
 
     async def _attach(self, group: str, held: _Held) -> None:
         hypervisor = self._vm.hypervisor
@@ -135,8 +137,23 @@ def _place(config: Config, key: str) -> str:
 
 
 def _check_mode(config: Config, groups: list[str]) -> None:
-    if groups and config.runtime.vfio_mode != "guest-kernel":
-        raise Unimplemented(
-            f"device {groups[0]}: [runtime] vfio_mode = '{config.runtime.vfio_mode}': only "
-            "'guest-kernel' is there, in which a driver of the guest has the device"
+    """Raise unless the VM is made such that containers can drive devices, where they are to.
+
+    Raises:
+        FailedPrecondition: it has no IOMMU, or one that can't tell the devices apart.
+    """
+    if not groups or config.runtime.vfio_mode == "guest-kernel":
+        return
+    what = f"device {groups[0]}: [runtime] vfio_mode = '{config.runtime.vfio_mode}' needs"
+    vm = config.hypervisor
+    if not isinstance(vm, Qemu):
+        raise FailedPrecondition(f"{what} an IOMMU in the VM, which only QEMU has here")
+    if not vm.enable_iommu:
+        raise FailedPrecondition(
+            f"{what} an IOMMU in the VM: [hypervisor.qemu] enable_iommu = true"
+        )
+    if vm.hot_plug_vfio == "bridge-port":
+        raise FailedPrecondition(
+            f"{what} devices that are in a group of their own in the VM: [hypervisor.qemu] "
+            "hot_plug_vfio = 'root-port', as all that is behind the PCI bridge is one group"
         )

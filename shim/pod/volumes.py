@@ -7,6 +7,7 @@ that (an emptyDir in the guest) lives until the VM ends.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,12 +73,15 @@ class Placed:
         storages: mounts the agent makes first.
         disk: where the guest finds the disk that is the volume, "" for a directory.
         guarded: it is read-only by itself, and what is mounted below it is not.
+        bring_back: has the host's file be as the guest's copy; None where it is no copy of a
+            file.
     """
 
     path: str = ""
     storages: tuple[agent_pb2.Storage, ...] = ()
     disk: str = ""
     guarded: bool = False
+    bring_back: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -184,6 +188,11 @@ class PodVolumes:
         if owners is not None:
             source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
         plan = plan_volume(source, self.settings())
+        if stat.S_ISFIFO(source.mode):
+            self._log.warning(
+                f"volume {source.path}: through a FIFO of the host the pod's processes reach "
+                "each other, not those of the host"
+            )
         if owners is not None and isinstance(plan, PushedVolume) and self._share is not None:
             plan = SharedVolume(source.path, source.covers)  # whose files can be mapped
         return await self._use(plan, mount, cleanup)
@@ -296,7 +305,11 @@ class PodVolumes:
         undo.push("the copied files", partial(self._remove_pushed, name))
         await self._run(files.run, f"the copy of {plan.source}", undo)
         path = f"{GUEST_SANDBOX}/pushed/{name}"
-        return Placed(f"{path}/{os.path.basename(plan.source)}" if plan.is_file else path)
+        if not plan.is_file:
+            return Placed(path)
+        pull = partial(agent.pull_file, name)
+        back = partial(files.bring_back, pull) if "pull-file" in agent.features else None
+        return Placed(f"{path}/{os.path.basename(plan.source)}", bring_back=back)
 
     async def _remove_pushed(self, name: str) -> None:
         if not self._gone():

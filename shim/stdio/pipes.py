@@ -84,9 +84,7 @@ class PipeSink:
         self._name = name
         self._writer: int | None = writer
         self._guard = guard
-        # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        _enlarge(writer)
 
     @classmethod
     def open_fifo(cls, path: str) -> PipeSink:
@@ -152,12 +150,16 @@ class FileSink:
         """Append ``data``; a full disk costs the output, never the container."""
         if self._fd is None:
             return
+        # One of its own: the sink may be closed, and the number taken, while it is in use.
+        fd = os.dup(self._fd)
         try:
             # Files can't be polled, and a disk may stall: off the loop.
-            await trio.to_thread.run_sync(_write_all, self._fd, data)
+            await trio.to_thread.run_sync(_write_all, fd, data)
         except OSError as error:
             _log.warning("stdio %s: %s, output is dropped", self._path, error.strerror)
             self.close()
+        finally:
+            os.close(fd)
 
     async def settle(self) -> None:
         """Do nothing; what is in the file stays there."""
@@ -195,6 +197,7 @@ class FifoSource:
         except BaseException:
             os.close(self._reader)
             raise
+        _enlarge(self._reader)
 
     async def read(self) -> bytes:
         """Return the next bytes, or nothing at the end."""
@@ -223,6 +226,12 @@ class FifoSource:
         if reader is not None:
             trio.lowlevel.notify_closing(reader)
             os.close(reader)
+
+
+def _enlarge(fd: int) -> None:
+    # The limit is the administrator's (pipe-max-size, pipe-user-pages-soft).
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:

@@ -18,9 +18,15 @@ from shim.ttrpc.status import TtrpcError
 
 STDIN_CHUNK = 256 << 10
 """Bytes of stdin in one frame, at most."""
+SMALL = 4 << 10
+"""Output in pieces below this is joined while it waits: each would cost more than its bytes."""
+_JOINED_MAX = 64 << 10
+_OVERHEAD_MAX = 64
 
 _SERVICE = "katapy.agent.v1.Extension"
 _BROKEN = (TtrpcError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+Piece = bytearray | memoryview
 
 
 class MessageStream(Protocol):
@@ -56,14 +62,13 @@ class StreamChannel:
         self._client = client
         self._ids = (container_id, exec_id)
         self._stream: MessageStream | None = None
-        self._inbox: dict[int, trio.MemoryReceiveChannel[memoryview]] = {}
-        self._outbox: dict[int, trio.MemorySendChannel[memoryview]] = {}
+        self._inbox: dict[int, trio.MemoryReceiveChannel[Piece]] = {}
+        self._outbox: dict[int, trio.MemorySendChannel[Piece]] = {}
+        self._joined: dict[int, bytearray | None] = {STDOUT: None, STDERR: None}
         for channel in (STDOUT, STDERR):
             # Unbounded here: the credits bound it, and one output must never block
             # the other behind it.
-            self._outbox[channel], self._inbox[channel] = trio.open_memory_channel[memoryview](
-                math.inf
-            )
+            self._outbox[channel], self._inbox[channel] = trio.open_memory_channel[Piece](math.inf)
         self._allowed = {STDOUT: WINDOW, STDERR: WINDOW}
         self._owed = {STDOUT: 0, STDERR: 0}
         self._stdin_credit = 0
@@ -81,7 +86,10 @@ class StreamChannel:
         task_status.started()
         try:
             while (payload := await stream.receive()) is not None:
-                self._dispatch(frames.decode_frame(payload))
+                frame = frames.decode_frame(payload)
+                if len(payload) - len(frame.data) > _OVERHEAD_MAX:  # which its data keeps alive
+                    raise frames.FrameError("StdioFrame: more than its data in it")
+                self._dispatch(frame)
         except (*_BROKEN, frames.FrameError) as error:
             self._failure = _lost(error)
         finally:
@@ -94,11 +102,14 @@ class StreamChannel:
     async def read(self, channel: int) -> bytes | memoryview:
         """See :class:`~shim.stdio.channel.GuestChannel`."""
         try:
-            return await self._inbox[channel].receive()
+            piece = await self._inbox[channel].receive()
         except trio.EndOfChannel:
             if self._failure is not None:
                 raise GuestLost(str(self._failure)) from self._failure
             return b""
+        if piece is self._joined[channel]:
+            self._joined[channel] = None
+        return memoryview(piece)
 
     async def written(self, channel: int, count: int) -> None:
         """See :class:`~shim.stdio.channel.GuestChannel`.
@@ -151,11 +162,23 @@ class StreamChannel:
             raise frames.FrameError(f"channel {channel}: more was sent than credit was given")
         if size:
             try:
-                outbox.send_nowait(frame.data)
+                self._put(channel, frame.data)
             except trio.ClosedResourceError:
                 raise frames.FrameError(f"channel {channel}: data after its end") from None
         if frame.eof:
+            self._joined[channel] = None
             outbox.close()
+
+    def _put(self, channel: int, data: memoryview) -> None:
+        joined = self._joined[channel]
+        if len(data) >= SMALL:
+            self._joined[channel] = None
+            self._outbox[channel].send_nowait(data)
+        elif joined is not None and len(joined) < _JOINED_MAX:
+            joined += data
+        else:
+            joined = self._joined[channel] = bytearray(data)
+            self._outbox[channel].send_nowait(joined)
 
     async def _send(self, frame: bytes) -> None:
         assert self._stream is not None, "not attached"

@@ -15,10 +15,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from shim.errors import InvalidArgument, Unimplemented
+from shim.storage.layers import is_stack, plain_type, resolve
 from shim.storage.options import Mount, parse_options
 
 GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
 """What both guest kernels mount."""
+
+MAX_LAYERS = 12
+"""Disks of one root file system; more are stacked on the host, as a VM's places are few."""
 
 _HOST_WORDS = frozenset(("loop", "direct-io", "direct_io", "rw", "defaults"))
 
@@ -58,6 +62,19 @@ class BlockRootfs:
 
 
 @dataclass(frozen=True, slots=True)
+class LayeredRootfs:
+    """Attach these disks to the VM, mount each there, and an overlay of them.
+
+    Attributes:
+        disks: in the order of their places in the overlay's templates.
+        overlay: what :func:`shim.storage.layers.resolve` takes with the disks' mount points.
+    """
+
+    disks: tuple[BlockRootfs, ...]
+    overlay: Mount
+
+
+@dataclass(frozen=True, slots=True)
 class PackedRootfs:
     """Pack what these mounts, or a ready directory, show into a read-only disk.
 
@@ -85,7 +102,7 @@ def plan_rootfs(
     can_attach: bool,
     guest_filesystems: Collection[str] = GUEST_FILESYSTEMS,
     is_block: Callable[[str], bool] = is_block_device,
-) -> SharedRootfs | BlockRootfs | PackedRootfs:
+) -> SharedRootfs | BlockRootfs | LayeredRootfs | PackedRootfs:
     """Choose the way of a root file system into the guest.
 
     Args:
@@ -101,6 +118,15 @@ def plan_rootfs(
         InvalidArgument: options that can't be honoured or a mount outside the root.
         Unimplemented: the VM has no way for it.
     """
+    if is_stack(mounts):
+        return _plan_stack(
+            tuple(mounts),
+            bundle_root,
+            can_share=can_share,
+            can_attach=can_attach,
+            guest_filesystems=guest_filesystems,
+            is_block=is_block,
+        )
     for entry in mounts:
         parse_options(entry.options)
         if ".." in entry.target.split("/"):
@@ -120,6 +146,39 @@ def plan_rootfs(
     )
 
 
+def _plan_stack(
+    mounts: tuple[Mount, ...],
+    bundle_root: str,
+    *,
+    can_share: bool,
+    can_attach: bool,
+    guest_filesystems: Collection[str],
+    is_block: Callable[[str], bool],
+) -> SharedRootfs | LayeredRootfs:
+    # What can't be understood is said now, not when half of it is mounted.
+    _, directories = resolve(mounts[-1], ["/"] * (len(mounts) - 1))
+    for entry in mounts:
+        plain_type(entry)
+    *layers, top = mounts
+    found = [_as_disk(entry, guest_filesystems, is_block) for entry in layers]
+    disks = tuple(entry for entry in found if entry is not None)
+    if (
+        can_attach
+        and plain_type(top) == "overlay"
+        and len(disks) == len(layers) <= MAX_LAYERS
+        and all(directory.owner == (0, 0) for directory in directories)
+        and not any(option.startswith(("uidmap=", "gidmap=")) for option in top.options)
+    ):
+        return LayeredRootfs(disks, top)
+    if can_share:
+        return SharedRootfs(mounts, bundle_root)
+    raise Unimplemented(
+        f"rootfs of {len(layers)} layers: this VM shares no directories and takes no more than "
+        f"{MAX_LAYERS if can_attach else 0} disks for it, each an image or device of "
+        f"{', '.join(sorted(guest_filesystems))}"
+    )
+
+
 def _as_disk(
     entry: Mount, guest_filesystems: Collection[str], is_block: Callable[[str], bool]
 ) -> BlockRootfs | None:
@@ -130,14 +189,16 @@ def _as_disk(
         return None
     if any(option.startswith("device=") for option in options.data):
         return None  # an image of several files
-    if not (options.loop or is_block(entry.source)):
+    # A kernel from 6.12 on mounts an erofs image without a loop device.
+    image = options.loop or (entry.type == "erofs" and os.path.isfile(entry.source))
+    if not (image or is_block(entry.source)):
         return None
     return BlockRootfs(
         path=entry.source,
         fstype=entry.type,
         # erofs has no other way, and a snapshot's layer must not be locked for writing.
         read_only=options.read_only or entry.type == "erofs",
-        is_image=options.loop,
+        is_image=image,
         direct_io=options.direct_io,
         options=tuple(o for o in entry.options if o and o not in _HOST_WORDS),
     )

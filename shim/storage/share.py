@@ -1,9 +1,12 @@
 """The directory a pod's VM sees through virtio-fs or 9p.
 
-It is bound onto itself and made shared before its server starts, so that what is
-mounted into it later reaches the server in its own mount namespace. Names are never
-used twice, because a guest may still know an old one's content; and everything is
-unmounted lazily, because the server may hold files.
+There are two views of it. In ours everything is made; it is bound onto itself and made
+shared before the server starts, so that what is mounted into it later reaches the other
+view, in the server's own mount namespace too. The guest's view is read-only but for what
+is mounted in it: a hostile guest can neither fill the host's memory there nor put a link
+where we make the next directory. Names are never used twice, because a guest may still
+know an old one's content; and everything is unmounted lazily, because the server may
+hold files.
 
 Source: mount_namespaces(7); the layout is what Kata's agent expects.
 """
@@ -15,19 +18,23 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimplemented
+from shim.storage.layers import Directory, is_stack, resolve
 from shim.storage.mounts import Recorder, bind, mount, unmount
 from shim.storage.options import Mount, Owners
 from shim.storage.rootfs import SharedRootfs
 
 GUEST_SHARE = "/run/kata-containers/shared/containers"
 """Where the guest mounts the share."""
+
+OUR_VIEW = "mounts"
+"""Beside what the guest sees: where its content is made."""
 
 SANDBOX_MOUNTS = "sandbox-mounts"
 """Below the share: what the configuration shows every guest."""
@@ -56,19 +63,20 @@ class Share:
     """A pod's shared directory.
 
     Args:
-        root: host path; the directory is made.
+        root: host path of what the guest sees; the directory is made.
         recorder: gets every mount, file and directory before it is made.
     """
 
     def __init__(self, root: str, recorder: Recorder) -> None:
         self.root = root
+        self._ours = os.path.join(os.path.dirname(root), OUR_VIEW)
         self._recorder = recorder
         self._own = _Contents()
         self._containers: dict[str, _Contents] = {}
         self._serial = 0
 
     async def prepare(self) -> None:
-        """Make the directory; before the file server starts.
+        """Make both views; before the file server starts.
 
         Raises:
             Internal: the host refuses.
@@ -86,12 +94,15 @@ class Share:
         relative = f"{container_id}/rootfs"
 
         async def build(made: _Contents) -> None:
-            self._mkdir(made, os.path.join(self.root, container_id), container_id)
-            root = os.path.join(self.root, relative)
+            self._mkdir(made, os.path.join(self._ours, container_id), container_id)
+            root = os.path.join(self._ours, relative)
             self._mkdir(made, root, container_id)
             if not plan.mounts:
                 note = await bind(plan.directory, root, _ForContainer(self._recorder, container_id))
                 made.made.append(_Made("mount", root, note))
+            if is_stack(plan.mounts):
+                await self._mount_stack(made, plan.mounts, root, container_id)
+                return
             for entry in plan.mounts:
                 target = root
                 if entry.target.strip("/"):
@@ -101,6 +112,23 @@ class Share:
 
         await self._building(contents, build)
         return f"{GUEST_SHARE}/{relative}"
+
+    async def _mount_stack(
+        self, made: _Contents, mounts: Sequence[Mount], root: str, container_id: str
+    ) -> None:
+        """Mount what the last of the mounts builds on beside the share, and that one in it."""
+        base = os.path.join(os.path.dirname(self.root), f"layers-{container_id}")
+        self._mkdir(made, base, container_id)
+        points: list[str] = []
+        for number, entry in enumerate(mounts):
+            resolved, directories = resolve(entry, points)
+            target = root if number == len(mounts) - 1 else f"{base}/{number}"
+            if target != root:
+                self._mkdir(made, target, container_id)
+            for directory in directories:
+                await trio.to_thread.run_sync(_make_directory, directory)
+            await self._mount(made, resolved, target, container_id)
+            points.append(target)
 
     async def add_volume(
         self,
@@ -145,7 +173,7 @@ class Share:
         contents = self._containers.setdefault(owner, _Contents())
 
         async def build(made: _Contents) -> None:
-            target = os.path.join(self.root, name)
+            target = os.path.join(self._ours, name)
             self._make_like(made, source, target)
             note = await bind(
                 source,
@@ -174,7 +202,7 @@ class Share:
             InvalidArgument: another one has the same name.
             Internal, DeadlineExceeded: it can't be shared.
         """
-        folder = os.path.join(self.root, SANDBOX_MOUNTS)
+        folder = os.path.join(self._ours, SANDBOX_MOUNTS)
         path, target, read_only = _sandbox_mount(entry, folder)
 
         async def build(made: _Contents) -> None:
@@ -203,11 +231,14 @@ class Share:
     async def _prepare(self, made: _Contents) -> None:
         parent = os.path.dirname(self.root)
         os.makedirs(parent, mode=0o711, exist_ok=True)
-        self._mkdir(made, self.root, "")
+        self._mkdir(made, self._ours, "")
         # Private first: its events are to reach the server, not the host.
         await self._mount(
-            made, Mount("bind", self.root, "", ("bind", "rprivate", "rshared")), self.root, ""
+            made, Mount("bind", self._ours, "", ("bind", "rprivate", "rshared")), self._ours, ""
         )
+        self._mkdir(made, self.root, "")
+        note = await bind(self._ours, self.root, self._recorder, read_only=True, recursive=False)
+        made.made.append(_Made("mount", self.root, note))
 
     async def _building(self, contents: _Contents, build: Callable[[_Contents], Any]) -> None:
         """Run ``build``; what it made joins ``contents``, or is undone if it fails."""
@@ -289,6 +320,14 @@ def _sandbox_mount(entry: str, folder: str) -> tuple[str, str, bool]:
     if os.path.lexists(target):
         raise InvalidArgument(f"[runtime] sandbox_bind_mounts: another path is named as {path}")
     return path, target, mode == "ro"
+
+
+def _make_directory(directory: Directory) -> None:
+    """Make a directory in a file system that is the container's own, if it is not there."""
+    if not os.path.isdir(directory.path):
+        os.makedirs(directory.path, exist_ok=True)
+        os.chown(directory.path, *directory.owner)
+        os.chmod(directory.path, directory.mode)
 
 
 def _inside(root: str, target: str) -> str:

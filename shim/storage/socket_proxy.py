@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from shim.ttrpc.client import Client
 
 CONNECT_TIMEOUT_S = 5.0
-
+CONNECTIONS_MAX = 512
+"""At a time: the guest decides how many there are, we have descriptors."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,10 +75,12 @@ class SocketProxy:
                         await stream.send(request.SerializeToString())
                         while (data := await stream.receive()) is not None:
                             number = SocketAccepted.FromString(data).connection
-                            if number:
-                                nursery.start_soon(self._serve, number)
-                            else:
+                            if not number:
                                 task_status.started()
+                            elif len(nursery.child_tasks) < CONNECTIONS_MAX:
+                                nursery.start_soon(self._serve, number)
+                            else:  # the guest closes what is not taken
+                                _log.warning("socket %s: too many connections", self._host_path)
                     finally:
                         give_up(stream)
             except BROKEN as error:

@@ -5,11 +5,15 @@ missed; every change leads to a new look at all of it, so no order of events can
 the copy behind. New files arrive first, the link that makes them visible after them,
 and what is no longer needed goes last.
 
+A single file that the guest may write comes back to the host when a container that had it
+has ended, such as a termination message, which the kubelet reads then.
+
 Source: inotify(7); see :mod:`shim.storage.tree` for kubelet's side.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 import trio
 
 from shim.errors import Internal, InvalidArgument
+from shim.sockets import sha256_hex
 from shim.storage import tree
 from shim.storage.tree import Changed, Entry
 from shim.storage.watch import Watch
@@ -32,6 +37,8 @@ RETRY_S = 0.05
 LIMIT_BYTES = 64 << 20
 """The copy takes the guest's memory: larger volumes need a shared file system."""
 LIMIT_FILES = 20_000
+RETURN_BYTES = 1 << 20
+"""The largest file that is brought back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class FileChange:
 
 
 Push = Callable[[Sequence[FileChange]], Awaitable[None]]
+Pull = Callable[[str, int], Awaitable[bytes]]
+"""Reads a file of the copy: its name in it, and bytes at most."""
 
 
 class SyncedFiles:
@@ -67,6 +76,9 @@ class SyncedFiles:
         self._push = push
         self._is_file = is_file
         self._known: tree.Tree = {}
+        self._digest = ""
+        """Of the single file's content, as both sides have it; "" of one that is too large."""
+        self._changing = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Copy everything, then follow the changes; started once the copy is complete.
@@ -95,7 +107,9 @@ class SyncedFiles:
                 found = await trio.to_thread.run_sync(tree.scan, self.source)
                 watch.add(self._watched(found))
                 self._check_size(found)
-                await self._apply(found)
+                async with self._changing:
+                    if not await self._has_same(found):
+                        await self._apply(found)
             except Changed:
                 await trio.sleep(RETRY_S)
                 continue
@@ -104,6 +118,45 @@ class SyncedFiles:
             self._known = found
             return
         raise Internal(f"volume {self.source} changes faster than it can be copied")
+
+    async def bring_back(self, pull: Pull) -> None:
+        """Write the single file on the host as the guest has it, if the guest has changed it.
+
+        The file is written in place, as it would have been through a bind mount.
+
+        Args:
+            pull: reads the guest's.
+
+        Raises:
+            InvalidArgument: the guest's is too large, or the host's can't be written.
+            TtrpcError: the guest has none, or is gone.
+        """
+        async with self._changing:
+            if not self._digest:
+                return  # it was too large from the start
+            data = await pull(os.path.basename(self.source), RETURN_BYTES + 1)
+            if len(data) > RETURN_BYTES:
+                raise InvalidArgument(
+                    f"volume {self.source}: the guest's has more than {RETURN_BYTES} bytes, "
+                    "too many to be brought back; a shared file system has no such limit"
+                )
+            digest = sha256_hex(data)
+            if digest == self._digest:
+                return
+            try:
+                await trio.to_thread.run_sync(_rewrite, self.source, data)
+            except OSError as error:
+                raise InvalidArgument(f"volume {self.source}: {error.strerror}") from error
+            self._digest = digest
+
+    async def _has_same(self, content: tree.Tree) -> bool:
+        """Whether a single file is as the guest has it: this has written it itself."""
+        old, new = self._known.get(""), content.get("")
+        if not self._is_file or old is None or new is None or new.size > RETURN_BYTES:
+            return False
+        if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
+            return False
+        return await trio.to_thread.run_sync(_digest, self.source) == self._digest
 
     def _watched(self, content: tree.Tree) -> Iterator[str]:
         yield self.source
@@ -163,5 +216,25 @@ class SyncedFiles:
             source = os.path.realpath(self.source) if self._is_file else f"{self.source}/{path}"
             # Nobody sees a version's files before the link is swapped.
             at_once = self._is_file or path.startswith("..")
+            content = b""
             for offset, data in tree.chunks(source, entry.size, BATCH_BYTES):
+                if self._is_file and entry.size <= RETURN_BYTES:
+                    content += data
                 yield FileChange(name, *owner, entry.size, offset, data, in_place=at_once)
+            if self._is_file:
+                self._digest = sha256_hex(content) if entry.size <= RETURN_BYTES else ""
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return sha256_hex(file.read(RETURN_BYTES + 1))
+
+
+def _rewrite(path: str, data: bytes) -> None:
+    """Write a regular file that is there, without a moment at which it is empty."""
+    fd = os.open(os.path.realpath(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "wb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "no regular file any more")
+        file.write(data)
+        file.truncate()

@@ -41,7 +41,7 @@ class FrameDecoder:
     soon as its header is complete, with None for the payload.
     """
 
-    __slots__ = ("_discard", "_header", "_kind_flags", "_length", "_payload", "_stream_id")
+    __slots__ = ("_discard", "_filled", "_header", "_kind_flags", "_payload", "_stream_id")
 
     def __init__(self) -> None:
         self.reset()
@@ -49,8 +49,8 @@ class FrameDecoder:
     def reset(self) -> None:
         """Forget a frame that is only partly read."""
         self._header = bytearray()
-        self._payload: bytearray | None = None
-        self._length = 0
+        self._payload: memoryview | None = None  # of its full length
+        self._filled = 0
         self._stream_id = 0
         self._kind_flags = 0
         self._discard = 0
@@ -67,10 +67,12 @@ class FrameDecoder:
         pos, end = 0, len(view)
         while pos < end:
             if self._payload is not None:
-                take = min(self._length - len(self._payload), end - pos)
-                self._payload += view[pos : pos + take]
+                filled = self._filled
+                take = min(len(self._payload) - filled, end - pos)
+                self._payload[filled : filled + take] = view[pos : pos + take]
                 pos += take
-                if len(self._payload) == self._length:
+                self._filled = filled + take
+                if self._filled == len(self._payload):
                     payload, self._payload = bytes(self._payload), None
                     frames.append(
                         (self._stream_id, self._kind_flags >> 8, self._kind_flags & 0xFF, payload)
@@ -103,8 +105,8 @@ class FrameDecoder:
                 frames.append((stream_id, kind_flags >> 8, kind_flags & 0xFF, payload))
                 pos += length
             else:
-                self._payload = bytearray()
-                self._length = length
+                self._payload = memoryview(bytearray(length))
+                self._filled = 0
                 self._stream_id = stream_id
                 self._kind_flags = kind_flags
         return frames

@@ -60,9 +60,13 @@ def token() -> str:
 
 @pytest.fixture(scope="session")
 def own_run_directories() -> None:
-    """Nobody else's shim sockets, FIFOs and state, and nobody else sees ours."""
+    """Nobody else's shim sockets, FIFOs, state and network namespaces; nobody sees ours.
+
+    One mount namespace for all daemons of the session, those with CRI too, and shared, as
+    systemd leaves a host's.
+    """
     become_subreaper()
-    have_own(SHARED_DIRS)
+    have_own([*SHARED_DIRS, Path("/run/netns"), Path("/run/xtables")])
 
 
 @pytest.fixture(scope="session")

@@ -217,6 +217,19 @@ def test_read_only_holds_against_root_in_the_guest(ctr: Ctr, tmp_path: Path) -> 
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_a_fifo_of_the_host_is_the_pods_own(ctr: Ctr, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        script = "test -p /f && (echo through >/f &) && cat /f"
+        output = ctr.run("sh", "-c", script, options=bind(fifo, "/f"))
+        assert output.text == "through", output.error
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
 def test_links_in_a_volume_do_not_lead_to_the_host(ctr: Ctr, tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()

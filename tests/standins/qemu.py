@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.standins.lifetime import end, spawn
 from tests.standins.server import Loop
+from tests.standins.vmstate import NotFound, make_vsock_savable
 
 BINARY = "qemu-system-x86_64"
 BINARY_VARIABLE = "KATAPY_STANDIN_QEMU"
@@ -24,6 +25,7 @@ _REPLY_TIMEOUT = 60.0
 _MIGRATION_TIMEOUT = 120.0
 _MIGRATES_TO_FILES = (8, 2)
 _CONSOLE_READ = 65536
+_EVENT_QUEUE = 2
 
 
 class QmpError(Exception):
@@ -60,6 +62,7 @@ class Qemu:
         self._buffer = b""
         self._names = 0
         self._frozen = False
+        self._events_loaded: tuple[int, int] | None = None
         ours, theirs = socket.socketpair()
         self._qmp = ours
         argv = [
@@ -130,6 +133,9 @@ class Qemu:
                 socket.send_fds(self._qmp, [line], [fd])
         except OSError as error:
             raise QmpError(f"{command}: QEMU is gone") from error
+        return self._answer(command)
+
+    def _answer(self, command: str) -> Any:
         while True:
             message = self._read_message()
             if "event" in message:
@@ -154,6 +160,7 @@ class Qemu:
             QmpError: it can't.
             OSError: the file can't be made.
         """
+        self._let_vsock_migrate()
         self._migrate("migrate", path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
 
     def load(self, path: str | Path) -> None:
@@ -163,7 +170,16 @@ class Qemu:
             QmpError: it can't.
             OSError: the file can't be opened.
         """
+        self._let_vsock_migrate()
         self._migrate("migrate-incoming", path, os.O_RDONLY)
+        if (device := self._vsock_path()) is not None:
+            self._events_loaded = self._vsock_events(device)
+
+    def _let_vsock_migrate(self) -> None:
+        try:
+            make_vsock_savable(self.pid)
+        except NotFound as error:
+            raise QmpError(str(error)) from error
 
     def _migrate(self, command: str, path: str | Path, flags: int) -> None:
         fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -183,12 +199,44 @@ class Qemu:
             os.close(fd)
 
     def vsock_started(self) -> bool:
-        """Whether the guest's driver has the vsock device's queues up."""
-        for device in self.execute("x-query-virtio"):
-            if "vsock" in device["name"]:
-                status = self.execute("x-query-virtio-status", path=device["path"])
-                return bool(status["vhost-started"])
-        return False
+        """Whether the guest's driver has the vsock device's queues up.
+
+        A loaded guest's has once it knows that its connections are gone: it would take a new
+        one for one of those.
+        """
+        path = self._vsock_path()
+        if path is None:
+            return False
+        status = self.execute("x-query-virtio-status", path=path)
+        if not status["vhost-started"] or self._events_loaded is None:
+            return bool(status["vhost-started"])
+        offered, used = self._vsock_events(path)
+        offered_then, used_then = self._events_loaded
+        # The guest offers a buffer again when it is done with the event in it.
+        return used != used_then and offered - offered_then == used - used_then
+
+    def _vsock_path(self) -> str | None:
+        found = (device for device in self.execute("x-query-virtio") if "vsock" in device["name"])
+        return next((device["path"] for device in found), None)
+
+    def _vsock_events(self, path: str) -> tuple[int, int]:
+        """Return how many buffers for events the guest has offered, and got back."""
+        rings = self.execute("x-query-virtio-queue-element", path=path, queue=_EVENT_QUEUE)
+        return rings["avail"]["idx"], rings["used"]["idx"]
+
+    def wake_stopped(self) -> None:
+        """Thaw a frozen QEMU with its guest stopped: that is the first thing it is told.
+
+        Raises:
+            QmpError: it ended.
+        """
+        if not self._frozen:
+            return
+        self._frozen = False
+        line = b'{"execute": "stop"}\n'
+        self._qmp.sendall(line)
+        self._process.send_signal(signal.SIGCONT)
+        self._answer("stop")
 
     def freeze(self) -> None:
         """Stop the whole process; commands wake it for as long as they take."""

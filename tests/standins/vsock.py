@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -11,8 +12,10 @@ import tempfile
 import time
 from contextlib import suppress
 
+from tests.standins.detached import open_detached_directory
 from tests.standins.lifetime import end, spawn
 from tests.standins.server import Loop, listen
+from tests.standins.vhost_relay import Relay
 
 PROGRAM = "vhost-device-vsock"
 PROGRAM_VARIABLE = "KATAPY_STANDIN_VSOCK"
@@ -31,6 +34,10 @@ class VsockBackend:
         loop: what answers there until the guest has its driver up. The daemon spins for ever
             when a connection comes before (rust-vmm/vhost-device, pull request 827).
 
+    So the daemon listens out of sight, where nothing stays when this process is killed, and
+    ``uds`` becomes a link to there. In a jail it has to be a file beside ``uds``, which goes
+    with the jail.
+
     Raises:
         OSError: the socket can't be bound.
     """
@@ -47,19 +54,31 @@ class VsockBackend:
         self.uds = uds
         self._loop = loop
         self._frozen = self._was_open = False
+        self._directory = _detached_directory()
+        name = secrets.token_hex(8)
+        own = f"/proc/self/fd/{self._directory}/{name}" if self._directory >= 0 else uds
+        self._target = f"/proc/{os.getpid()}/fd/{self._directory}/{name}"
         self._hidden = f"{uds}.daemon"
         self._front: socket.socket | None = None
         self._pending: list[socket.socket] = []
-        self.vhost = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._relay = Relay(daemon)
+        self.vhost = self._relay.front
         # Gone again before this returns: a VMM that is killed leaves its vsock socket only.
         with tempfile.TemporaryDirectory(prefix="standin-", dir=_runtime_dir()) as directory:
             control = f"{directory}/vhost.sock"
-            options = f"guest-cid={cid},socket={control},uds-path={uds}"
+            options = f"guest-cid={cid},socket={control},uds-path={own}"
             # A jail has no /dev/null.
-            self._process = spawn([program, "--vm", options], stdin=_STDERR, stdout=_STDERR)
+            self._process = spawn(
+                [program, "--vm", options],
+                pass_fds=[self._directory] if self._directory >= 0 else [],
+                stdin=_STDERR,
+                stdout=_STDERR,
+            )
             try:
-                self._until_listening({control, uds})
-                self.vhost.connect(control)
+                self._until_listening({control, own})
+                daemon.connect(control)
+                self._relay.start()
                 self._hide_daemon()
             except BaseException:
                 self.close()
@@ -76,7 +95,10 @@ class VsockBackend:
             waiting -= _listening()
 
     def _hide_daemon(self) -> None:
-        os.rename(self.uds, self._hidden)
+        if self._directory < 0:
+            os.rename(self.uds, self._hidden)
+        elif os.path.lexists(self.uds):
+            os.unlink(self.uds)
         self._front = listen(self.uds)
         self._loop.watch(self._front, self._accept)
 
@@ -95,8 +117,13 @@ class VsockBackend:
 
     def connect_guest(self) -> None:
         """Let the daemon answer: the guest's driver is up."""
-        if os.path.lexists(self._hidden):
+        if self._front is None:
+            return
+        if self._directory < 0:
             os.rename(self._hidden, self.uds)
+        else:
+            os.unlink(self.uds)
+            os.symlink(self._target, self.uds)
         self._close_front()
 
     def _close_front(self) -> None:
@@ -137,10 +164,20 @@ class VsockBackend:
     def close(self) -> None:
         """End it; the socket stays, as the VMM's would."""
         end(self._process)
-        self.vhost.close()
+        self._relay.close()
         self._close_front()
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
         with suppress(OSError):
             os.unlink(self._hidden)
+
+
+def _detached_directory() -> int:
+    try:
+        return open_detached_directory()
+    except OSError:
+        return -1
 
 
 def _runtime_dir() -> str:

@@ -12,14 +12,13 @@ _MS_REC_PRIVATE = 0x4000 | 0x40000
 _MS_REC_SHARED = 0x4000 | 0x100000
 
 
-def have_own(directories: Iterable[Path], *, shared: bool = False) -> None:
+def have_own(directories: Iterable[Path]) -> None:
     """Give this process and its future children empty directories of their own.
 
     They are in a mount namespace that ends with the last of these processes, so neither the
-    host nor a test run beside us sees what is put there (mount_namespaces(7)).
+    host nor a test run beside us sees what is put there (mount_namespaces(7)). Its mounts are
+    shared with the namespaces that these processes make, as an init system does it for a host.
 
-    Params: ``shared`` makes all mounts shared among these processes and the namespaces they
-    make, as an init system does for its host.
     Raises: OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -34,5 +33,4 @@ def have_own(directories: Iterable[Path], *, shared: bool = False) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         target = os.fsencode(directory)
         check(libc.mount(b"tmpfs", target, b"tmpfs", 0, b"mode=711"), f"mount {directory}")
-    if shared:
-        check(libc.mount(b"none", b"/", None, _MS_REC_SHARED, None), "make all mounts shared")
+    check(libc.mount(b"none", b"/", None, _MS_REC_SHARED, None), "make all mounts shared")

@@ -26,7 +26,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.cli", "shim.bench", "shim.daemon"),
     ("shim.backends",),
     ("shim.stub", "shim.delete", "shim.serve", "shim.launcher", "shim.cleanup.sweeper"),
-    ("shim.task_service", "shim.sandbox_service", "shim.volume_service"),
+    (
+        "shim.task_service",
+        "shim.sandbox_service",
+        "shim.volume_service",
+        "shim.packet_filter_service",
+    ),
     ("shim.translate_pod",),
     ("shim.translate",),
     ("shim.pod.declarable_sandbox",),

@@ -1,4 +1,4 @@
-"""docs/critest.md names tests that exist, and none passes without one."""
+"""docs/critest.md and docs/shimtest.md name tests that exist; none passes without one."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def existing() -> set[str]:
 
 def test_named_tests_exist() -> None:
     assert {row["test"] for row in rows() if row["test"]} <= existing()
+
+
+def test_shimtests_named_tests_exist() -> None:
+    text = (ROOT / "docs/shimtest.md").read_text()
+    named = re.findall(r"\| `(\S+)::(test_\w+)` \|", text)
+    assert len(named) > 25
+    for path, name in named:
+        source = (ROOT / "tests" / f"{path}.py").read_text()
+        assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), (path, name)
 
 
 def test_what_passes_names_its_test() -> None:

@@ -80,6 +80,10 @@ def capabilities(spec: VmSpec, plan: Plan, *, landlock: bool) -> Capabilities:
     why_not["mem_down"] = why_not["mem_up"] if virtio_mem else "virtio-mem in place of DIMMs"
     why_not["fs_hot"] = "shared_memory"
     why_not["jail"] = "landlock"
+    why_not["hugepages"] = "hugepages in the spec"
+    why_not["seccomp"] = "sandbox_seccomp in the spec"
+    why_not["free_page_reporting"] = "a BalloonDevice with it in the spec"
+    why_not["guest_panic_event"] = "a PanicDevice in the spec"
     return replace(
         found,
         fs_hot=spec.needs_shared_memory,

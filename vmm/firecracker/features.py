@@ -97,6 +97,8 @@ class Features:
             "firmware": "Firecracker starts kernels only",
             "lazy_restore": "needs a page-fault handler, which there is none",
             "guest_panic_event": "Firecracker reports nothing of the guest but its end",
+            "guest_rescan_needed": "without PCI the guest is told of a new disk",
+            "guest_remove_first": "without PCI a drive is let go of by its unmounting",
             "acpi_shutdown": "Firecracker's power button is Ctrl+Alt+Del",
             "live_migration": "Firecracker does not migrate",
         }

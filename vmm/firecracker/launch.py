@@ -92,6 +92,10 @@ def capabilities(spec: VmSpec, plan: Plan, *, jailed: bool = False) -> Capabilit
     if swap:
         why_not["block_hot"] = "hotplug_slots over 0, and a free device number"
     why_not["jail"] = why_not["rootless"] = "a Jailer"
+    why_not["hugepages"] = "hugepages in the spec"
+    why_not["seccomp"] = "sandbox_seccomp in the spec"
+    if found.free_page_reporting:
+        why_not["free_page_reporting"] = "a BalloonDevice with it in the spec"
     return replace(
         found,
         block_hot="none" if swap else found.block_hot,

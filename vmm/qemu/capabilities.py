@@ -30,9 +30,33 @@ _COLD_DEVICES = {"pci": 30, "mmio": MMIO_TRANSPORTS, "ccw": 255}
 _MAX_VCPUS = 255
 _NOT_YET = (*("pmem_hot", "restore_overrides", "lazy_restore", "live_migration", "jail"),)
 _NEED_PCI = (
-    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "firmware"),
+    *("block_hot", "net_hot", "fs_hot", "vcpu_up", "vcpu_down", "guest_panic_event"),
     *("pmem_cold", "vfio_cold", "vfio_hot"),
 )
+# Flags and what the spec has to have for them.
+_ASKED_FOR = {
+    "balloon": "a BalloonDevice in the spec",
+    "free_page_reporting": "a BalloonDevice with it in the spec",
+    "guest_panic_event": "a PanicDevice in the spec",
+    "hugepages": "hugepages in the spec",
+    "rootless": "a user in the spec",
+    "seccomp": "sandbox_seccomp in the spec",
+    "fs_hot": "shared_memory in the spec",
+    "console": "console in the spec",
+    "snapshot": NOT_SAVED,
+    # What no spec can ask for.
+    "firmware": "only kernels are started here",
+    "guest_rescan_needed": "the guest is told of a new device",
+    "guest_remove_first": "the guest is asked to let go",
+}
+_NEED_DEVICE = {
+    "fs_share": "vhost-user-fs",
+    "ninep": "virtio-9p",
+    "pmem_cold": "virtio-pmem-pci",
+    "vfio_cold": "vfio-pci",
+    "vfio_hot": "vfio-pci",
+    "vsock": "vhost-user-vsock",
+}
 
 
 def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator) -> Capabilities:
@@ -73,7 +97,6 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         serial_agent=True,
         console=spec.console,
         initrd=True,
-        firmware=pci,
         event_stream="rich",
         reset_semantics="exit",
         guest_panic_event=arch.reports_panic
@@ -84,11 +107,11 @@ def capabilities(spec: VmSpec, features: QemuFeatures, accelerator: Accelerator)
         vfio_hot=hot and "vfio-pci" in features.devices,
         rate_limit="dynamic",
         counters=True,
-        hugepages=True,
-        rootless=True,
-        seccomp=features.sandbox,
+        hugepages=spec.hugepages,
+        rootless=spec.user is not None,
+        seccomp=features.sandbox and spec.sandbox_seccomp,
         vmm=f"QEMU {features.version_text}",
-        why_not=_why_not(spec, machine, hot_memory=hot_memory),
+        why_not=_why_not(spec, features, machine, hot_memory=hot_memory),
     )
 
 
@@ -98,8 +121,14 @@ def _has(features: QemuFeatures, kind: str, transport: Transport, family: str = 
     return virtio_driver(kind, place, family) in features.devices
 
 
-def _why_not(spec: VmSpec, machine: Machine, *, hot_memory: bool) -> dict[str, str]:
-    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | {"snapshot": NOT_SAVED}
+def _why_not(
+    spec: VmSpec, features: QemuFeatures, machine: Machine, *, hot_memory: bool
+) -> dict[str, str]:
+    """Say for each flag what would turn it on; read only where it is off."""
+    why_not = dict.fromkeys(_NOT_YET, "not with QEMU yet") | _ASKED_FOR
+    why_not |= {name: f"a QEMU with {device}" for name, device in _NEED_DEVICE.items()}
+    if not features.sandbox:
+        why_not["seccomp"] = "a QEMU with -sandbox"
     if machine.transport == "mmio":
         why_not |= dict.fromkeys(_NEED_PCI, machine.missing)
     elif machine.places == "none":

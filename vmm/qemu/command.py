@@ -126,7 +126,9 @@ def check(spec: VmSpec, features: QemuFeatures) -> None:
             raise InvalidConfig(f"{device.id}: a SCSI disk needs the spec's scsi")
     grows = spec.vcpu_limit > spec.vcpus or spec.memory_limit > spec.memory_bytes
     if grows and not machine.grows:
-        raise InvalidConfig(f"{spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0")
+        raise InvalidConfig(
+            f"QEMU's {spec.machine} can't grow: max_vcpus and max_memory_bytes must be 0"
+        )
 
 
 def _has_nvdimm(spec: VmSpec) -> bool:

@@ -24,7 +24,14 @@ from vmm.errors import (
 )
 from vmm.events import DeviceRemoved, DeviceRemoveFailed
 from vmm.qemu.plan import own_fds
-from vmm.spec import BlockDevice, FsDevice, NetDevice, VfioDevice, VhostUserBlockDevice
+from vmm.spec import (
+    BlockDevice,
+    FsDevice,
+    NetDevice,
+    PmemDevice,
+    VfioDevice,
+    VhostUserBlockDevice,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -183,8 +190,11 @@ class HotPlug:
                 self._capabilities.require("net_hot", "q35 with hotplug_slots")
             case FsDevice():
                 self._capabilities.require("fs_hot", "q35 with shared_memory")
+            case PmemDevice():
+                self._capabilities.require("pmem_hot")
             case _:
-                raise Unsupported(f"hot-plug of a {type(device).__name__}", "only at boot")
+                kind = type(device).__name__
+                raise Unsupported(f"hot-plug of a {kind}", "only at boot", self._capabilities.vmm)
 
     async def attach(self, device: Device, timeout: float) -> AttachedDevice:
         """See :meth:`vmm.hypervisor.Hypervisor.attach`."""

@@ -53,9 +53,11 @@ def memory_arguments(spec: VmSpec) -> list[str]:
     pmem = _pmem_room(spec)
     if hot or pmem:
         # Alignment of each DIMM may cost up to a GiB of address space.
-        spare = DIMM_SLOTS << 30 if spec.memory_hotplug == "dimm" or pmem else 0
+        dimms = spec.memory_hotplug == "dimm" or pmem
+        spare = DIMM_SLOTS << 30 if dimms else 0
         maxmem = (spec.memory_bytes + hot + pmem + spare) // MIB
-        size += f",slots={DIMM_SLOTS},maxmem={maxmem}M"
+        # The guest looks at each slot, in ACPI's byte code; virtio-mem needs none, QEMU one.
+        size += f",slots={DIMM_SLOTS if dimms else 1},maxmem={maxmem}M"
     if spec.numa:
         return ["-m", size, *_numa(spec)]
     if spec.memory_file is not None:

@@ -227,8 +227,7 @@ class QemuHypervisor(VmProcess):
     async def boot(self) -> None:
         """See :meth:`vmm.hypervisor.Hypervisor.boot`."""
         self._need(VmState.SPAWNED)
-        if self.spec.restored:
-            raise InvalidState("the VM was made to be restored, not to boot")
+        self._need_restored(wanted=False)
         await self._execute("cont")
         self._set_state(VmState.RUNNING)
 
@@ -325,8 +324,7 @@ class QemuHypervisor(VmProcess):
         """See :meth:`vmm.hypervisor.Hypervisor.restore`."""
         self._need(VmState.SPAWNED)
         self._capabilities.require("snapshot", NOT_SAVED)
-        if not self.spec.restored:
-            raise InvalidState("the VM was made to boot, not to be restored")
+        self._need_restored(wanted=True)
         await self._or_gone(self._snapshots.load, source)
         self._set_state(VmState.PAUSED)
 
@@ -334,7 +332,10 @@ class QemuHypervisor(VmProcess):
         """See :meth:`vmm.hypervisor.Hypervisor.vcpu_threads`."""
         self._need(*LIVE)
         cpus = await self._or_gone(self._qmp.execute, "query-cpus-fast")
-        return {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in cpus}
+        told = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in cpus}
+        # Whoever asks moves and pins them, so a QEMU taken over by its guest names no others.
+        own = self._own_threads()
+        return {index: thread for index, thread in told.items() if thread in own}
 
     # -- ending -----------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """QMP on the wire, without I/O: bytes in, messages out.
 
-Each message is one JSON object on a line of its own. The server ends lines with CR LF;
-a line has no maximum length (the reply to ``query-qmp-schema`` has over 200 KB).
+Each message is one JSON object on a line of its own. The server ends lines with CR LF.
+A line has no maximum length (the reply to ``query-qmp-schema`` has over 200 KB); ours
+keeps a QEMU that its guest has taken over from filling our memory.
 
 Source: QEMU docs/interop/qmp-spec.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from typing import Any
+
+LINE_MAX = 16 << 20
 
 
 class QmpProtocolError(Exception):
@@ -95,7 +98,7 @@ class QmpDecoder:
         """Take received bytes and return the messages they complete.
 
         Raises:
-            QmpProtocolError: a line is not a QMP message.
+            QmpProtocolError: a line is not a QMP message, or is longer than LINE_MAX.
         """
         self._buffer += data
         messages: list[Message] = []
@@ -107,6 +110,8 @@ class QmpDecoder:
                 messages.append(_parse(line))
         del self._buffer[:start]
         self._scanned = len(self._buffer)
+        if self._scanned > LINE_MAX:
+            raise QmpProtocolError(f"a line is longer than {LINE_MAX} bytes")
         return messages
 
 

@@ -65,7 +65,7 @@ def build(device: Device, name: str, *, transport: Transport, fds: tuple[str, ..
             return Recipe(name, (virtio_step(name, "balloon", transport, options),))
         case PanicDevice():
             if transport != "pci":
-                raise Unsupported("guest_panic_event", "needs PCI")
+                raise Unsupported("guest_panic_event", "needs PCI", "QEMU")
             return Recipe(name, (device_step(name, "pvpanic-pci", {}),))
         case VsockDevice():
             return _vsock(device, name, transport, fds)

@@ -14,7 +14,6 @@ from tests.conftest import DEFAULT_RUNTIME
 from tests.support import versions
 from tests.support.cri_client import CriClient, CriError
 from tests.support.cri_daemon import NAMESPACE, cri_config, write_cni, write_pause_image
-from tests.support.isolation import have_own
 from tests.support.leaks import Scope, Snapshot, leaked, snapshot, sockets
 from tests.support.node_network import NetworkNamespace, open_netns
 from tests.support.pods import Kubelet
@@ -25,13 +24,7 @@ _CLEAN_TIMEOUT = 20.0
 
 
 @pytest.fixture(scope="session")
-def own_node(own_run_directories: None) -> None:
-    """A mount namespace as a node has it: shared, as systemd leaves it; nobody else's netns."""
-    have_own([Path("/run/netns"), Path("/run/xtables")], shared=True)
-
-
-@pytest.fixture(scope="session")
-def network(own_node: None, token: str) -> Iterator[NetworkNamespace]:
+def network(own_run_directories: None, token: str) -> Iterator[NetworkNamespace]:
     """The network namespace of the daemon, of its bridge and of its port mappings."""
     with open_netns(token) as namespace:
         yield namespace

@@ -64,7 +64,7 @@ def test_two_containers_with_a_network(backend: Backend, kubelet: Kubelet, tmp_p
     (config_map / "key").write_text("changed")
     eventually(lambda: one.sh("cat /etc/config/key") == "changed", "the change", timeout=SEEN)
     assert one.sh("echo last > /dev/termination-log; cat /dev/termination-log") == "last"
-    if backend.shares:  # a copy's changes stay in the guest
+    if backend.shares:  # a copy's changes come when its container ends
         assert log.read_text() == "last\n"
     one.sh("echo shared > /dev/shm/file")
     assert two.sh("cat /dev/shm/file") == "shared"
@@ -84,7 +84,9 @@ def test_two_containers_with_a_network(backend: Backend, kubelet: Kubelet, tmp_p
     assert two.status().exit_code == 137
     two.remove()
     # What the first container left is free again: a drive of Firecracker's, a name.
-    again = pod.container("two", "sh", "-c", "echo again; exit 4", linux=OWN_PIDS)
+    script = "cat /dev/termination-log; echo again; echo why > /dev/termination-log; exit 4"
+    again = pod.container("two", "sh", "-c", script, linux=OWN_PIDS, mounts=volumes)
     assert again.wait_exit().exit_code == 4
-    assert again.log == [("stdout", "again")]
+    assert log.read_text() == "why\n"  # where the kubelet looks once it knows of the end
+    assert again.log == [("stdout", "last"), ("stdout", "again")]
     pod.remove()

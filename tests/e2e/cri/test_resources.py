@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protos.cri import sandbox_pb2 as pods
+from tests.support.cri_daemon import GATEWAY
 from tests.support.pods import Kubelet, Member, linux
 from tests.support.waiting import eventually
 
@@ -49,3 +50,25 @@ def test_sized_resized_and_counted(kubelet: Kubelet) -> None:
     counted = kubelet.client.call("ContainerStats", container_id=member.id).stats
     assert counted.cpu.usage_core_nano_seconds.value > 10**7
     assert counted.memory.working_set_bytes.value > 0
+
+
+@pytest.mark.core
+def test_counters_of_the_pod(kubelet: Kubelet) -> None:
+    pod = kubelet.pod("counted", linux=linux(pid=pods.CONTAINER))
+    member = pod.container("member", "sleep", "1000", linux=linux(pid=pods.CONTAINER))
+    member.sh(f"ping -c 2 -i 0.2 {GATEWAY}")
+    stats = kubelet.client.call("PodSandboxStats", pod_sandbox_id=pod.id).stats
+    # Those of the VM as the host sees it: its cgroup and its link.
+    assert stats.linux.cpu.usage_core_nano_seconds.value > 10**8
+    assert stats.linux.memory.working_set_bytes.value > 50 * MIB
+    link = stats.linux.network.default_interface
+    assert link.name == "eth0"
+    assert link.rx_bytes.value > 100
+    assert link.tx_bytes.value > 100
+    assert (link.rx_errors.value, link.tx_errors.value) == (0, 0)
+    # Those of its containers, from the guest.
+    assert stats.linux.process.process_count.value >= 1
+    assert [item.attributes.id for item in stats.linux.containers] == [member.id]
+    assert stats.linux.containers[0].memory.working_set_bytes.value < 50 * MIB
+    everyone = kubelet.client.call("ListPodSandboxStats").stats
+    assert [item.attributes.id for item in everyone] == [pod.id]

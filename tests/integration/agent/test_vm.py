@@ -65,7 +65,15 @@ class Vm:
 
 
 @pytest.fixture
-async def vm(image: GuestImage, disk: Path, tmp_path: Path) -> AsyncIterator[Vm]:
+def extra() -> dict[str, Any]:
+    """What a test's VM has besides; tests override it by a parameter."""
+    return {}
+
+
+@pytest.fixture
+async def vm(
+    image: GuestImage, disk: Path, tmp_path: Path, extra: dict[str, Any]
+) -> AsyncIterator[Vm]:
     if not shutil.which("qemu-system-x86_64"):
         pytest.skip("needs QEMU")
     with tempfile.TemporaryDirectory(prefix="agent-", dir="/tmp") as runtime_dir:
@@ -75,6 +83,7 @@ async def vm(image: GuestImage, disk: Path, tmp_path: Path) -> AsyncIterator[Vm]
             cmdline=f"{image.kernel_args} quiet katapy.channel=serial",
             image=BlockDevice("image", image.rootfs, read_only=True, shared=True),
             runtime_dir=Path(runtime_dir),
+            **extra,
         )
         async with QemuHypervisor(spec, cache_dir=tmp_path) as hypervisor:
             await hypervisor.boot()
@@ -163,6 +172,56 @@ async def test_a_pci_device_for_a_driver_of_the_guest(guest: Guest, vm: Vm) -> N
         request.devices[0].options[:] = [bad]
         with pytest.raises(TtrpcError, match=message):
             await guest.agent.CreateContainer(request, timeout=LIMIT)
+
+
+# A network card of QEMU's in a group of its own.
+CARD = (
+    *("-netdev", "hubport,id=spare,hubid=0"),
+    *("-device", "pcie-root-port,id=spare-port,bus=pcie.0,chassis=99,addr=1a.0"),
+    *("-device", "e1000e,bus=spare-port,netdev=spare,romfile="),
+)
+
+
+@pytest.mark.parametrize("extra", [{"iommu": True, "extra_args": CARD}])
+async def test_a_pci_device_that_the_container_drives_itself(guest: Guest) -> None:
+    """A container has the group and opens it as a program that drives the device would."""
+    passed = agent_pb2.Device(
+        id="4",
+        type="vfio-pci",
+        container_path="/dev/vfio/4",
+        options=["0000:41:00.0=1a/00"],
+    )
+    # The number is the guest's; opening takes a device rule and an IOMMU behind it.
+    script = "ls /dev/vfio; for node in /dev/vfio/*; do exec 3<>$node; done; echo $PCIDEVICE_NIC"
+    args = ["sh", "-ec", script]
+    env = ["PATH=/bin", "PCIDEVICE_NIC=0000:41:00.0"]
+    node = {"path": "/dev/vfio/4", "type": "c", "major": 0, "minor": 1}
+    linux = {
+        **oci_spec("", args)["linux"],
+        "devices": [node],
+        "cgroupsPath": "/katapy/c",
+        "resources": {
+            "devices": [
+                {"allow": False, "access": "rwm"},
+                {"allow": True, "type": "c", "access": "m"},
+            ]
+        },
+    }
+    process = {**oci_spec("", args)["process"], "env": env}
+    config = json.dumps(oci_spec(ROOTFS, args, process=process, linux=linux)).encode()
+    request = agent_pb2.CreateContainerRequest(
+        container_id="c", oci_spec_json=config, devices=[passed]
+    )
+    await guest.agent.CreateContainer(request, timeout=LIMIT)
+    await guest.start("c")
+    code, output, error = await guest.finish("c")
+    assert code == 0, error
+    group, container, address = output.decode().split()
+    assert group.isdigit()
+    assert container == "vfio"
+    assert address.startswith("0000:")
+    assert address != "0000:41:00.0"
+    await guest.remove("c")
 
 
 async def test_pause_update_and_oom(guest: Guest) -> None:

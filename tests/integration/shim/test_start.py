@@ -264,6 +264,8 @@ def test_version_and_info_without_root_and_anywhere(shim: Installation) -> None:
     assert info.features.type_url == kind
     features = json.loads(info.features.value)
     assert features["linux"]["cgroup"]["v2"] is True
+    allowed = info.annotations["containerd.io/runtime-allow-mounts"]
+    assert allowed == "format/*,mkdir/*,erofs"
     echoed = introspection_pb2.RuntimeInfo.FromString(ask("-info", b"\x0a\x03a.b").stdout)
     assert echoed.options.type_url == "a.b"
     bad = ask("-info", b"\xff")

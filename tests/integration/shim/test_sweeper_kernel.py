@@ -80,8 +80,9 @@ bases = ["/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"]
 base = next((b for b in bases if os.path.exists(b + "/cgroup.procs")), None)
 if base is None:
     sys.exit(77)
-path = base + "/katapy-test-%d" % os.getpid()
-ledger.add("cgroup", path=path)
+name = "/katapy-test-%d" % os.getpid()
+path = base + name
+ledger.add("pod_cgroup", name=name)
 try:
     os.makedirs(path + "/inner")
 except OSError:

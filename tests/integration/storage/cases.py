@@ -349,6 +349,31 @@ async def sandbox_mounts_are_read_only_unless_said(base: Path) -> None:
     assert ledger.entries == {}
 
 
+async def the_guest_writes_only_into_what_is_mounted(base: Path) -> None:
+    """Neither the host's memory nor the names of what comes next are a guest's to take."""
+    ledger = Ledger()
+    share = Share(str(base / "share"), ledger)
+    await share.prepare()
+    seen, root = base / "share", directory(base / "root")
+    await share.add_rootfs("c1", SharedRootfs((), str(root)))
+    for path in (seen / "new", seen / "c1" / "new"):
+        with pytest.raises(OSError, match="Read-only"):
+            path.touch()
+    for link in (seen / "c2", seen / "c1-1-root"):
+        with pytest.raises(OSError, match="Read-only"):
+            link.symlink_to("/etc")
+    with pytest.raises(OSError, match="Read-only"):
+        (seen / "c1").rename(seen / "away")
+    (seen / "c1" / "rootfs" / "file").write_text("the container's")
+    assert (root / "file").read_text() == "the container's"
+    assert await share.add_volume("c1", str(root)) == f"{GUEST_SHARE}/c1-1-root"
+    (seen / "c1-1-root" / "more").touch()
+    await share.aclose()
+    assert ledger.entries == {}
+    assert not seen.exists()
+    assert not (base / "mounts").exists()
+
+
 async def a_volume_has_no_usable_device_nodes(base: Path) -> None:
     """A node that a hostile guest makes opens nothing on the host."""
     source = directory(base / "source")
@@ -461,6 +486,7 @@ CASES = [
     late_mounts_of_a_volume_are_seen,
     a_failing_rootfs_is_rolled_back,
     sandbox_mounts_are_read_only_unless_said,
+    the_guest_writes_only_into_what_is_mounted,
     a_volume_has_no_usable_device_nodes,
     a_packed_rootfs_leaves_only_its_image,
     a_scratch_disk_is_empty_and_its_owners,

@@ -25,7 +25,7 @@ from tests.integration.vmm.standins import (
     standins,
 )
 from vmm.cloud_hypervisor.plan import Landlock
-from vmm.errors import ApiError, Conflict, InvalidConfig, NotFound, Unsupported
+from vmm.errors import Conflict, InvalidConfig, NotFound, Unsupported
 from vmm.events import DeviceRemoved, ExitCause, GuestReset, StateChanged, VmState
 from vmm.spec import MIB, BlockDevice, FsDevice, PciPath, PmemDevice, RateLimit
 from vmm.virtiofsd import run_virtiofsd
@@ -109,26 +109,6 @@ async def test_pause_and_connections(standins: Standins) -> None:
         await guest.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
         async with agent_of(vm) as second:
             await second.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
-
-
-async def test_a_restored_guest_answers(standins: Standins, tmp_path: Path) -> None:
-    target = tmp_path / "snapshot"
-    target.mkdir()
-    async with booted(standins.cloud_hypervisor()) as (vm, _):
-        await vm.pause()
-        if not standins.is_real("cloud-hypervisor"):
-            # QEMU can't save the stand-in's vsock: what it refuses leaves the VM as it was.
-            with pytest.raises(ApiError, match=r"vm\.snapshot refused"):
-                await vm.snapshot(target)
-            await vm.resume()
-            return
-        await vm.snapshot(target)
-    async with standins.cloud_hypervisor(spec={"restored": True}) as vm:
-        await vm.restore(target)
-        assert vm.state is VmState.PAUSED
-        await vm.resume()
-        async with agent_of(vm) as guest:
-            await guest.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
 
 
 async def test_a_guest_that_resets_ends_the_vm(standins: Standins) -> None:

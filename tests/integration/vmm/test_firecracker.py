@@ -122,26 +122,6 @@ async def test_pause_and_connections(standins: Standins, version: str) -> None:
                 await second.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
 
 
-async def test_a_restored_guest_answers(standins: Standins, tmp_path: Path) -> None:
-    target = tmp_path / "snapshot"
-    target.mkdir()
-    async with booted(standins.firecracker("1.16.1")) as (vm, _):
-        await vm.pause()
-        if not standins.is_real("firecracker"):
-            # QEMU can't save the stand-in's vsock: what it refuses leaves the VM as it was.
-            with pytest.raises(ApiError, match="snapshot/create refused"):
-                await vm.snapshot(target)
-            await vm.resume()
-            return
-        await vm.snapshot(target)
-    async with standins.firecracker("1.16.1", spec={"restored": True}) as vm:
-        await vm.restore(target)
-        assert vm.state is VmState.PAUSED
-        await vm.resume()
-        async with agent_of(vm) as guest:
-            await guest.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
-
-
 async def test_the_end_is_seen(standins: Standins) -> None:
     async with booted(standins.firecracker()) as (vm, _):
         with vm.subscribe() as events:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tests.standins.clh import recipes
@@ -57,6 +58,7 @@ class Machine:
         self.config = config
         self.slots: dict[str, int] = {}
         self._wanted = places or {}
+        self._stopped = places is not None
         self._recipes: dict[str, Recipe] = {}
         self._dimms = 0
         self.ram = self._boot_ram = config["memory"]["size"]
@@ -356,6 +358,7 @@ class Machine:
         """Stop CPUs and devices."""
         # QEMU's own stop takes the queues from the vsock daemon, which does not stand that.
         daemons = self._daemons()
+        self._stopped = not daemons
         if not daemons:
             self.qemu.execute("stop")
             return
@@ -365,13 +368,27 @@ class Machine:
 
     def thaw(self) -> None:
         """Go on."""
-        daemons = self._daemons()
-        for daemon in daemons:
-            daemon.thaw()
-        if daemons:
-            self.qemu.thaw()
-        else:
+        if self._stopped:
             self.qemu.execute("cont")
+            self._await_vsock()
+            return
+        for daemon in self._daemons():
+            daemon.thaw()
+        self.qemu.thaw()
+
+    def save(self, path: Path) -> None:
+        """Write memory and devices of the paused VM; it can't go on then.
+
+        Raises:
+            QmpError: QEMU can't.
+            OSError: the file can't be made.
+        """
+        if not self._stopped:
+            for daemon in self._daemons():
+                daemon.thaw()
+            self.qemu.wake_stopped()
+            self._stopped = True
+        self.qemu.save(path)
 
     def _daemons(self) -> list[VsockBackend]:
         return [r.vsock for r in self._recipes.values() if r.vsock is not None]

@@ -363,13 +363,26 @@ class Vmm:
         if not self._paused:
             raise Refused("internal", what, "VM is not paused")
         directory = _directory(url, what)
+        for name in ("fs", "devices"):
+            if machine.config.get(name):
+                raise Refused("internal", what, f"stand-in: QEMU can't save {name}")
         self._event("snapshotting")
         try:
+            memory = directory / "memory-ranges"
+            memory.touch()
             (directory / "config.json").write_text(json.dumps(self.config, indent=1))
             (directory / "state.json").write_text(json.dumps({"places": machine.slots}))
-            machine.qemu.save(directory / "memory-ranges")
+            machine.save(memory)
         except (OSError, QmpError) as error:
             raise Refused("internal", what, str(error)) from error
+        # A device of QEMU's that has been saved has lost its daemon: it goes on as a copy.
+        machine.close()
+        try:
+            self._machine = self._make(machine.slots)
+            self._machine.qemu.load(memory)
+        except (OSError, QmpError, Refused) as error:
+            self._loop.after(0, lambda: self._loop.stop(1))
+            raise Refused("internal", what, f"stand-in: the VM can't go on: {error}") from error
         self._event("snapshotted")
 
     def restore(self, request: Config, fds: list[int]) -> None:
@@ -385,6 +398,7 @@ class Vmm:
         try:
             self.config = json.loads((directory / "config.json").read_text())
             state = json.loads((directory / "state.json").read_text())
+            _check_net_fds(self.config, request)
             for net in request.get("net_fds", ()):
                 self._fds[net["id"]] = [fds.pop(0) for _ in range(net["num_fds"])]
             self._machine = self._make(state["places"])
@@ -406,6 +420,23 @@ def _node(identity: str, bdf: str | None, children: list[str]) -> Config:
 def _paths(device: Config) -> list[str]:
     names = ("path", "socket", "file", "vhost_socket")
     return [device[name] for name in names if device.get(name)]
+
+
+def _check_net_fds(config: Config, request: Config) -> None:
+    """Raise unless each card that had descriptors, and no other, gets as many again."""
+    given = {net["id"]: net["num_fds"] for net in request.get("net_fds", ())}
+    for net in config.get("net", ()):
+        wanted = len(net.get("fds") or ())
+        found = given.pop(net["id"], None)
+        if wanted and found is None:
+            raise configs.invalid(f"Net id {net['id']} is associated with FDs and is required")
+        if wanted != (found or 0):
+            raise configs.invalid(
+                f"Number of Net FDs passed for '{net['id']}' during Restore: {found}. "
+                f"Expected: {wanted}"
+            )
+    if given:
+        raise configs.invalid(f"Net id {min(given)} is not in the snapshot")
 
 
 def _directory(url: str, what: str) -> Path:

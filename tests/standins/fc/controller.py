@@ -92,7 +92,7 @@ class Controller:
         if resources.boot is None:
             raise Fault("Cannot start microvm without kernel configuration.")
         self._open_serial()
-        vm = self._make_vm(incoming=False)
+        vm = self._make_vm()
         vm.start()
         self.vm = vm
 
@@ -101,7 +101,7 @@ class Controller:
         if path:
             self._console.fd = open_output(path, self._numbers, "Unable to open serial output")
 
-    def _make_vm(self, *, incoming: bool) -> MicroVm:
+    def _make_vm(self, places: dict[str, int] | None = None) -> MicroVm:
         vm = MicroVm(
             self._loop,
             self.resources,
@@ -109,7 +109,7 @@ class Controller:
             pci=self._pci,
             on_console=self._console.write,
             on_exit=self.exit,
-            incoming=incoming,
+            places=places,
         )
         self._loop.after(_FLUSH_INTERVAL_S, self._flush_regularly)
         return vm
@@ -145,7 +145,14 @@ class Controller:
         if not vm.paused:
             raise Fault("Create snapshot error: save/restore of a VM that is not paused")
         snapshot.save(vm, config, self.version)
-        vm.note_snapshot()
+        vm.qemu.close()
+        try:
+            self.resources.renew_vsock(self._loop)
+            self.vm = self._make_vm(vm.places())
+            self.vm.load(config["mem_file_path"])
+        except (Fault, QmpError, OSError) as error:
+            self._loop.after(0, lambda: self._loop.stop(1))
+            raise Fault(f"stand-in: the saved VM can't go on: {error}") from error
 
     def load_snapshot(self, config: Config) -> None:
         """Make a VM of a snapshot; a failure ends the process."""
@@ -158,11 +165,9 @@ class Controller:
         try:
             state = snapshot.read(config, self._numbers)
             snapshot.fill(resources, state, config, self._loop)
-            vm = self._make_vm(incoming=True)
-            self.vm = vm
-            snapshot.load(vm, config)
+            vm = self.vm = self._make_vm(state["places"])
+            vm.load(snapshot.memory_path(config))
             if config.get("resume_vm"):
-                vm.note_snapshot()
                 vm.resume()
         except (Fault, QmpError, OSError) as error:
             self._loop.after(0, lambda: self._loop.stop(1))

@@ -33,7 +33,7 @@ class MicroVm:
         pci: whether it was started with ``--enable-pci``.
         on_console: gets the serial port's output.
         on_exit: called with the exit code when the guest has reset itself or QEMU is gone.
-        incoming: whether its state will come from a snapshot.
+        places: slots of its devices, from a snapshot that its state will come from.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class MicroVm:
         pci: bool,
         on_console: Callable[[bytes], None],
         on_exit: Callable[[int], None],
-        incoming: bool = False,
+        places: dict[str, int] | None = None,
     ) -> None:
         self._loop = loop
         self.resources = resources
-        self.paused = incoming
+        self.paused = self._stopped = places is not None
+        self._places = places
         self._version = version
         self._pci = pci
         self._on_exit = on_exit
-        self._snapshot_since_pause = False
         self._nodes: dict[str, str] = {}
         self._serial = 0
         self._fds: list[int] = []
         self._transport = self._choose_transport()
         arguments = self._arguments()
-        if incoming:
+        if places is not None:
             arguments += ["-incoming", "defer"]
         try:
             self.qemu = Qemu(
@@ -104,7 +104,7 @@ class MicroVm:
         resources = self.resources
         # QEMU's microvm has no place for memory devices; its PCI machines have.
         if self._pci or resources.pmems or resources.memory_hotplug:
-            return Pci()
+            return Pci(self._places)
         line = (resources.boot or {}).get("boot_args") or ""
         return Mmio(acpi="acpi=off" not in line.split())
 
@@ -222,31 +222,57 @@ class MicroVm:
         if self.paused:
             return
         # QEMU's own stop takes the queues from the vsock daemon, which does not stand that.
+        self._stopped = self.resources.vsock is None
         if self.resources.vsock is None:
             self.qemu.execute("stop")
         else:
             self.qemu.freeze()
             self.resources.vsock.freeze()
         self.paused = True
-        self._snapshot_since_pause = False
 
     def resume(self) -> None:
         """Go on; before 1.17 no new host-initiated vsock connection works afterwards."""
         if not self.paused:
             return
         vsock = self.resources.vsock
-        if vsock is None:
-            self.qemu.execute("cont")
-        else:
-            vsock.thaw()
-            self.qemu.thaw()
         self.paused = False
-        if vsock is not None and self._version < _VSOCK_FIXED and not self._snapshot_since_pause:
+        if self._stopped or vsock is None:
+            self.qemu.execute("cont")
+            self._await_vsock()
+            return
+        vsock.thaw()
+        self.qemu.thaw()
+        if self._version < _VSOCK_FIXED:
             vsock.hang_new_connections()
 
-    def note_snapshot(self) -> None:
-        """Remember that a snapshot was taken, which resets the vsock device."""
-        self._snapshot_since_pause = True
+    def save(self, path: str) -> None:
+        """Write memory and devices of the paused VM; it can't go on then.
+
+        A snapshot resets the vsock device, which QEMU does to one that is loaded: whoever
+        goes on is loaded from the file.
+
+        Raises:
+            QmpError: QEMU can't.
+            OSError: the file can't be made.
+        """
+        if not self._stopped and self.resources.vsock is not None:
+            self.resources.vsock.thaw()
+            self.qemu.wake_stopped()
+            self._stopped = True
+        self.qemu.save(path)
+
+    def places(self) -> dict[str, int]:
+        """Return the slots of its devices."""
+        return self._transport.places()
+
+    def load(self, path: str) -> None:
+        """Take in what :meth:`save` wrote; it is paused then.
+
+        Raises:
+            QmpError: QEMU can't.
+            OSError: the file can't be opened.
+        """
+        self.qemu.load(path)
 
     def send_ctrl_alt_del(self) -> None:
         """Press the keys; a guest without i8042 driver feels nothing."""

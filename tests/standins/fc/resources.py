@@ -312,6 +312,15 @@ class Resources:
                 f"socket: {error.strerror} (os error {error.errno})"
             ) from error
 
+    def renew_vsock(self, loop: Loop) -> None:
+        """Put a new device in the present one's place, if there is one: no connection stays.
+
+        Raises:
+            Fault: the path can't be bound.
+        """
+        if self.vsock is not None:
+            self.put_vsock({"guest_cid": self.vsock.cid, "uds_path": self.vsock.uds}, loop)
+
     def put_memory_hotplug(self, config: Config) -> None:
         """Set the hot-pluggable memory.
 

@@ -22,11 +22,14 @@ def save(vm: MicroVm, config: Config, version: str) -> None:
     Raises:
         Fault: a file can't be written, or QEMU can't.
     """
-    state = {"format": FORMAT, "version": version, "config": vm.resources.describe()}
+    if config.get("snapshot_type") == "Diff":
+        raise Fault("stand-in: diff snapshots are not played")
+    state: Config = {"format": FORMAT, "version": version, "config": vm.resources.describe()}
+    state["places"] = vm.places()
     try:
-        with open(config["snapshot_path"], "w") as file:
+        with open(config["mem_file_path"], "w"), open(config["snapshot_path"], "w") as file:
             json.dump(state, file)
-        vm.qemu.save(config["mem_file_path"])
+        vm.save(config["mem_file_path"])
     except (OSError, QmpError) as error:
         raise Fault(f"Create snapshot error: {error}") from error
 
@@ -84,12 +87,7 @@ def fill(resources: Resources, state: dict[str, Any], config: Config, loop: Loop
         resources.put_vsock({**vsock, **config.get("vsock_override", {})}, loop)
 
 
-def load(vm: MicroVm, config: Config) -> None:
-    """Let QEMU take the memory in.
-
-    Raises:
-        QmpError: it can't.
-        OSError: the memory file can't be opened.
-    """
+def memory_path(config: Config) -> str:
+    """Return the file that the memory is loaded from."""
     backend = config.get("mem_backend") or {}
-    vm.qemu.load(backend.get("backend_path") or config["mem_file_path"])
+    return str(backend.get("backend_path") or config["mem_file_path"])

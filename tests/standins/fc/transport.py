@@ -56,9 +56,16 @@ class Mmio:
     def free(self, name: str) -> None:
         """Nothing leaves an MMIO machine."""
 
+    def places(self) -> dict[str, int]:
+        """Return nothing: a device's place follows from the order alone."""
+        return {}
+
 
 class Pci:
     """QEMU's q35 machine, all devices on bus 0 and hot-plugged there without a word.
+
+    Args:
+        places: slots that devices must get, from a snapshot.
 
     The bus has no hot-plug of its own. A controller of which only the bus object is used
     lends it a handler that does nothing but make and remove, and tells the guest nothing.
@@ -67,8 +74,13 @@ class Pci:
     pci = True
     _BUS = "/machine/q35/pcie.0"
 
-    def __init__(self) -> None:
+    def __init__(self, places: dict[str, int] | None = None) -> None:
         self._slots: dict[int, str] = {}
+        self._wanted = places or {}
+
+    def places(self) -> dict[str, int]:
+        """Return each device's slot, which a snapshot keeps."""
+        return {name: slot for slot, name in self._slots.items()}
 
     def machine(self) -> list[str]:
         """Return QEMU's options for the machine."""
@@ -92,7 +104,8 @@ class Pci:
         Raises:
             Fault: there is none.
         """
-        slot = next((slot for slot in PCI_SLOTS if slot not in self._slots), None)
+        used = {*self._slots, *self._wanted.values()}
+        slot = self._wanted.pop(name, next((slot for slot in PCI_SLOTS if slot not in used), None))
         if slot is None:
             raise Fault("PCI error: no slot left on the PCI bus")
         self._slots[slot] = name

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guest_agent.devices import _rewrite_addresses, add_nodes_of_guest
+from guest_agent import vfio
+from guest_agent.devices import _patch, _rewrite_addresses, add_nodes_of_guest
+from guest_agent.loop import Loop
+from shim.ttrpc.status import TtrpcError
 
 pytestmark = pytest.mark.root
 
@@ -52,3 +56,55 @@ def test_addresses_of_pci_devices_are_the_guest_s() -> None:
         "HOST=0000:01:00.0",
     ]
     _rewrite_addresses({}, {"0000:01:00.0": "0000:02:00.0"})
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Path:
+    """A PCI bus with a card behind an IOMMU, one without, and a kernel that binds at once."""
+    for name, group in (("0000:01:00.0", "7"), ("0000:02:00.0", "")):
+        folder = tmp_path / "devices" / name
+        folder.mkdir(parents=True)
+        (folder / "driver").symlink_to("../../drivers/virtio-pci")
+        if group:
+            (tmp_path / "groups" / group).mkdir(parents=True)
+            (folder / "iommu_group").symlink_to(f"../../groups/{group}")
+    (tmp_path / "drivers/virtio-pci").mkdir(parents=True)
+    return tmp_path
+
+
+def run(main: Callable[[Loop], Coroutine[Any, Any, Any]]) -> Any:
+    loop = Loop()
+    try:
+        return loop.run(main(loop))
+    finally:
+        loop.close()
+
+
+def test_a_device_for_a_container_must_be_taken_by_vfio(bus: Path) -> None:
+    with pytest.raises(TtrpcError, match="enable_iommu"):
+        run(lambda loop: vfio.hand_over(loop, "0000:02:00.0", str(bus)))
+    # Nothing binds anything in these directories.
+    with pytest.raises(TtrpcError, match="not taken by vfio-pci, but by virtio-pci"):
+        run(lambda loop: vfio.hand_over(loop, "0000:01:00.0", str(bus)))
+    assert (bus / "devices/0000:01:00.0/driver_override").read_text() == "vfio-pci"
+    assert (bus / "drivers/virtio-pci/unbind").read_text() == "0000:01:00.0"
+    assert (bus / "drivers_probe").read_text() == "0000:01:00.0"
+
+
+def test_a_group_takes_the_place_of_the_host_s() -> None:
+    rule = {"allow": True, "type": "c", "major": 0, "minor": 1, "access": "rw"}
+    every = {"allow": True, "access": "m"}
+    spec: dict[str, Any] = {
+        "linux": {
+            "devices": [{"path": "/dev/vfio/4", "type": "c", "major": 0, "minor": 1, "uid": 5}],
+            "resources": {"devices": [rule, {**every, "type": "c"}]},
+        }
+    }
+    _patch(spec, "/dev/vfio/4", "c", os.makedev(240, 3), "/dev/vfio/9")
+    _patch(spec, "", "c", os.makedev(240, 4), "/dev/vfio/10")
+    first, second = spec["linux"]["devices"]
+    assert first == {"path": "/dev/vfio/9", "type": "c", "major": 240, "minor": 3, "uid": 5}
+    assert second == {"path": "/dev/vfio/10", "type": "c", "major": 240, "minor": 4}
+    rules = spec["linux"]["resources"]["devices"]
+    found = [(rule.get("minor"), rule["access"]) for rule in rules]
+    assert found == [(3, "rw"), (None, "m"), (4, "rwm")]

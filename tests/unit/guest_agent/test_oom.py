@@ -47,6 +47,8 @@ def test_the_kill_is_told_first_though_the_kernel_has_not_told_of_it(
             await loop.sleep(0)
             events.write_text("oom 1\noom_kill 1\n")
             ended.resolve(137)
+            await loop.sleep(0.1)
+            nursery.cancel()
 
     loop.run(main())
     assert told == [{"container_id": "c"}, {"status": 137}]

@@ -20,7 +20,7 @@ def feed(line: Resync, data: bytes, cuts: list[int]) -> list[tuple[bytes, bytes]
     for start, end in pairwise(edges):
         for is_preface, part in line.feed(data[start:end]):
             if is_preface:
-                connections.append((part, b""))
+                connections.append((bytes(part), b""))
             else:
                 preface, before = connections[-1]
                 connections[-1] = (preface, before + part)

@@ -369,12 +369,13 @@ def test_room_to_grow(spec: VmSpec) -> None:
     line = Line(spec)
     assert line.value("-smp") == "cpus=2,maxcpus=4,sockets=1,cores=4,threads=1"
     # 744 MiB more, in whole memory blocks of 128 MiB.
-    assert line.value("-m") == "size=256M,slots=16,maxmem=1024M"
+    assert line.value("-m") == "size=256M,slots=1,maxmem=1024M"
     hot = "memory-backend-ram,id=hotmem,size=768M,share=off,reserve=off"
     assert hot in line.values("-object")
     assert any(value.startswith("virtio-mem-pci,") for value in line.values("-device"))
     assert "memhp_default_state=online_movable" in line.value("-append")
     dimms = Line(replace(spec, memory_hotplug="dimm"))
+    assert ",slots=16," in dimms.value("-m")
     assert not any("virtio-mem" in value for value in dimms.values("-device"))
     with pytest.raises(InvalidConfig, match="microvm can't grow"):
         Line(replace(spec, machine="microvm"))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.qemu.qmp_codec import (
+    LINE_MAX,
     Failure,
     Greeting,
     Message,
@@ -93,7 +94,14 @@ def test_event_of_qemu() -> None:
     assert QmpDecoder().feed(line) == [expected]
 
 
-def test_a_line_has_no_maximum_length() -> None:
+def test_a_line_without_end_is_given_up() -> None:
+    decoder = QmpDecoder()
+    decoder.feed(bytes(LINE_MAX))
+    with pytest.raises(QmpProtocolError, match="longer"):
+        decoder.feed(b"x")
+
+
+def test_a_line_may_be_long() -> None:
     value = "x" * 1_000_000
     line = wire(Reply(1, value))
     decoder = QmpDecoder()

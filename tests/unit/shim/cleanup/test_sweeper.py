@@ -110,18 +110,18 @@ def test_failed_step_is_reported_kept_and_skips_nothing(ledger: Ledger, tmp_path
     ledger.add("file", path=str(tmp_path / "after"))
     (tmp_path / "after").write_text("")
     kept = ledger.add("dir", path=str(full))
-    ledger.add("cgroup", path="/sys/fs/cgroup/../../etc")
+    ledger.add("pod_cgroup", name="/katapy/../../etc")
     problems: list[str] = []
     left = sweeper.sweep(ledger, problems.append)
-    assert [entry.kind for entry in left] == ["dir", "cgroup"]
+    assert [entry.kind for entry in left] == ["dir", "pod_cgroup"]
     assert left[0].id == kept.id
     assert len(problems) == 2
-    assert "/etc is not below /sys/fs/cgroup/" in problems[0]
+    assert "/etc is no cgroup of ours" in problems[0]
     assert "not empty" in problems[1]
     assert not (tmp_path / "after").exists()
     assert not ledger.close()
     read = Ledger.load(ledger.path)
-    assert [entry.kind for entry in read.entries()] == ["dir", "cgroup"]
+    assert [entry.kind for entry in read.entries()] == ["dir", "pod_cgroup"]
 
 
 def test_hanging_step_is_left_behind(

@@ -28,6 +28,14 @@ def test_the_pods_shared_memory_is_told_from_a_volume(source: str, expected: boo
     assert [entry.source for entry in found] == ([] if expected else [source])
 
 
+def test_a_socket_of_the_host_may_come_under_a_type_of_its_own() -> None:
+    spec = {"mounts": [{"destination": "/run/x.sock", "type": "uds", "source": "/tmp/x.sock"}]}
+    assert [entry.source for entry in host_mounts(spec)] == ["/tmp/x.sock"]
+    assert guest_mounts(spec, {0: "/g/x"}) == [
+        {"destination": "/run/x.sock", "type": "bind", "source": "/g/x", "options": ["rbind"]}
+    ]
+
+
 def test_an_id_mapped_mount_is_mapped_on_the_host_alone() -> None:
     maps = [{"containerID": 0, "hostID": 70000, "size": 65536}]
     mount = {"destination": "/v", "type": "bind", "source": "/v", "options": ["rbind"]}

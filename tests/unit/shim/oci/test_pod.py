@@ -9,7 +9,7 @@ import pytest
 
 from shim.errors import InvalidArgument
 from shim.oci.namespaces import SHARED_PID, Joined, joined_namespaces
-from shim.oci.pod import DEFAULT_SHM_BYTES, pod_settings
+from shim.oci.pod import DEFAULT_SHM_BYTES, PodSettings, name_own_machine, pod_settings
 from shim.oci.role import Role, container_role
 
 TYPE = "io.kubernetes.cri.container-type"
@@ -119,3 +119,23 @@ def test_namespaces_without_a_path_are_the_containers_own() -> None:
         spec_joining(""), pod_pid=70, containers={}, host_pid=False, in_pod=True
     )
     assert joined == Joined({}, False)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "own", "pods", "expected"),
+    [
+        ({"type": "uts"}, "", "pod", "pod"),
+        ({"type": "uts"}, "", "", "localhost"),
+        ({"type": "uts"}, "mine", "pod", "mine"),
+        ({"type": "uts", "path": "/proc/7/ns/uts"}, "", "pod", None),
+        ({"type": "ipc"}, "", "pod", None),
+    ],
+)
+def test_a_machine_of_its_own_has_the_name_the_pod_began_with(
+    namespace: dict[str, str], own: str, pods: str, expected: str | None
+) -> None:
+    spec: dict[str, Any] = {"linux": {"namespaces": [namespace]}}
+    if own:
+        spec["hostname"] = own
+    name_own_machine(spec, PodSettings(hostname=pods))
+    assert spec.get("hostname") == expected

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from shim.agent import Agent
 from shim.cleanup.rollback import Rollback
@@ -87,7 +88,7 @@ class Case:
 
 
 @pytest.fixture
-def case(autojump_clock: trio.testing.MockClock) -> Case:
+def case() -> Case:
     return Case()
 
 
@@ -107,14 +108,18 @@ def an_exec(exec_id: str = "e") -> ExecProcess:
     return ExecProcess("c", exec_id, {"args": ["true"], "cwd": "/"})
 
 
-async def test_a_start_that_nobody_waits_for_is_noted(case: Case) -> None:
+async def test_a_start_that_nobody_waits_for_is_noted(
+    case: Case, autojump_clock: MockClock
+) -> None:
     await cut_short(case.container.start, "")
     assert case.pod.slow.done == ["start_container"]
     assert case.container.init.state is ProcessState.RUNNING
     assert case.kinds == [TaskStart]
 
 
-async def test_a_start_that_is_given_up_before_the_guest_knows_changes_nothing(case: Case) -> None:
+async def test_a_start_that_is_given_up_before_the_guest_knows_changes_nothing(
+    case: Case, autojump_clock: MockClock
+) -> None:
     case.pod.settling = GUEST_SECONDS
     with trio.move_on_after(1):
         await case.container.start("")
@@ -122,7 +127,9 @@ async def test_a_start_that_is_given_up_before_the_guest_knows_changes_nothing(c
     assert case.events == []
 
 
-async def test_an_exec_whose_start_nobody_waits_for_is_looked_after(running: Case) -> None:
+async def test_an_exec_whose_start_nobody_waits_for_is_looked_after(
+    running: Case, autojump_clock: MockClock
+) -> None:
     running.container.add_exec(an_exec())
     await cut_short(running.container.start, "e")
     process = running.container.process("e")
@@ -133,7 +140,7 @@ async def test_an_exec_whose_start_nobody_waits_for_is_looked_after(running: Cas
 
 
 async def test_an_exec_is_not_deleted_while_it_is_being_started(
-    running: Case, nursery: trio.Nursery
+    running: Case, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     running.container.add_exec(an_exec())
     nursery.start_soon(running.container.start, "e")
@@ -144,7 +151,19 @@ async def test_an_exec_is_not_deleted_while_it_is_being_started(
     assert running.container.process("e").state is ProcessState.RUNNING
 
 
-async def test_pause_and_resume_that_nobody_waits_for(running: Case) -> None:
+async def test_a_terminals_size_may_come_before_its_exec_is_started(
+    running: Case, autojump_clock: MockClock
+) -> None:
+    request = an_exec()
+    running.container.add_exec(request)
+    await running.container.resize("e", 132, 43)
+    assert running.pod.slow.done == []  # the guest knows no such process yet
+    assert request.process["consoleSize"] == {"height": 43, "width": 132}
+
+
+async def test_pause_and_resume_that_nobody_waits_for(
+    running: Case, autojump_clock: MockClock
+) -> None:
     running.container.add_exec(an_exec())
     await running.container.start("e")
     await cut_short(running.container.pause)
@@ -155,7 +174,9 @@ async def test_pause_and_resume_that_nobody_waits_for(running: Case) -> None:
     assert running.kinds[-2:] == [TaskPaused, TaskResumed]
 
 
-async def test_the_end_of_one_who_was_never_announced_is_no_event(case: Case) -> None:
+async def test_the_end_of_one_who_was_never_announced_is_no_event(
+    case: Case, autojump_clock: MockClock
+) -> None:
     process = Process("c", "", CreateContainer("c", "/b").stdio, 77, case.events.append)
     announced = case.container.init
     for one in (process, announced):
@@ -164,7 +185,9 @@ async def test_the_end_of_one_who_was_never_announced_is_no_event(case: Case) ->
     assert len(case.events) == 1
 
 
-async def test_deleting_undoes_everything_and_says_so_last(case: Case) -> None:
+async def test_deleting_undoes_everything_and_says_so_last(
+    case: Case, autojump_clock: MockClock
+) -> None:
     undone = trio.Event()
 
     async def undo() -> None:

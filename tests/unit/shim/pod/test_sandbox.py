@@ -9,12 +9,13 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
 from shim.daemon import shut_down
 from shim.errors import NotFound
-from shim.events import Event, TaskDelete, TaskExit
+from shim.events import Event, TaskDelete, TaskExit, TaskOOM
 from shim.log import INFO, Log
 from shim.pod.container import Container
 from shim.pod.process import Exit, Process
@@ -63,11 +64,13 @@ class Case:
 
 
 @pytest.fixture
-def case(autojump_clock: trio.testing.MockClock) -> Case:
+def case() -> Case:
     return Case()
 
 
-async def test_a_delete_that_nobody_waits_for_is_carried_to_its_end(case: Case) -> None:
+async def test_a_delete_that_nobody_waits_for_is_carried_to_its_end(
+    case: Case, autojump_clock: MockClock
+) -> None:
     case.ended_container()
     with trio.move_on_after(UNDO_SECONDS / 2):
         await case.sandbox.delete_container("c")
@@ -75,6 +78,20 @@ async def test_a_delete_that_nobody_waits_for_is_carried_to_its_end(case: Case) 
     assert [type(event) for event in case.events] == [TaskExit, TaskDelete]
     with pytest.raises(NotFound):
         await case.sandbox.delete_container("c")
+
+
+async def test_ooms_are_told_once_a_second_and_only_of_containers(
+    case: Case, autojump_clock: MockClock
+) -> None:
+    case.ended_container()
+    case.events.clear()
+    for _ in range(100):
+        case.sandbox._oom("c")
+        case.sandbox._oom("of another pod")
+    assert case.events == [TaskOOM("c")]
+    await trio.sleep(1)
+    case.sandbox._oom("c")
+    assert len(case.events) == 2
 
 
 async def test_the_shim_ends_though_the_client_of_shutdown_is_gone() -> None:
@@ -106,7 +123,7 @@ class Failing(Process):
 
 
 async def test_a_failing_supervision_ends_its_process_and_not_the_pod(
-    case: Case, nursery: trio.Nursery
+    case: Case, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     await nursery.start(case.sandbox.run)
     case.sandbox._vm = cast(Any, SimpleNamespace(agent=None))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from shim.cleanup.rollback import Rollback
-from shim.config.hypervisors import Firecracker, Qemu
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
 from shim.config.model import Config, Runtime
-from shim.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from shim.errors import FailedPrecondition, InvalidArgument, NotFound
 from shim.log import Log
 from shim.oci.devices import device_rules, guest_devices
 from shim.pod import vfio as pod_vfio
@@ -108,8 +108,31 @@ def test_devices_from_boot(sysfs: Path) -> None:
     assert [device.address for device in cold_plugged(spec, COLD)] == [NIC, AUDIO]
     assert cold_plugged(spec, HOT) == ()
     assert cold_plugged(spec, Config(hypervisor=Firecracker())) == ()
-    with pytest.raises(Unimplemented, match="vfio_mode = 'vfio'"):
-        cold_plugged(spec, replace(COLD, runtime=Runtime(vfio_mode="vfio")))
+
+
+def by_container(config: Config, **hypervisor: Any) -> Config:
+    """The same, with containers that drive their devices themselves."""
+    changed = replace(config.hypervisor, **hypervisor)
+    return replace(config, hypervisor=changed, runtime=Runtime(vfio_mode="vfio"))
+
+
+def test_a_device_that_the_container_drives_needs_an_iommu_in_the_vm(sysfs: Path) -> None:
+    spec = asking_for("/dev/vfio/4")
+    with pytest.raises(FailedPrecondition, match="enable_iommu = true"):
+        cold_plugged(spec, by_container(COLD))
+    clh = Config(hypervisor=CloudHypervisor(cold_plug_vfio="root-port"))
+    with pytest.raises(FailedPrecondition, match="only QEMU has"):
+        cold_plugged(spec, by_container(clh))
+    assert len(cold_plugged(spec, by_container(COLD, enable_iommu=True))) == 2
+
+
+async def test_the_agent_is_told_who_drives_a_device(sysfs: Path) -> None:
+    spec, cleanup = asking_for("/dev/vfio/4"), Rollback(LOG)
+    (told,) = await _pod(Vm(), by_container(HOT, enable_iommu=True)).add(spec, cleanup)
+    assert (told.type, told.container_path) == ("vfio-pci", "/dev/vfio/4")
+    bridged = by_container(HOT, enable_iommu=True, hot_plug_vfio="bridge-port")
+    with pytest.raises(FailedPrecondition, match="'root-port'"):
+        await _pod(Vm(), bridged).add(spec, cleanup)
 
 
 def _pod(vm: Vm, config: Config) -> PodVfio:

@@ -38,6 +38,12 @@ def test_qemu() -> None:
     assert plan(Qemu(**FILES, machine_type="microvm")).spec.max_vcpus == 0
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_kernel_says_all_it_has_only_to_who_debugs(debug: bool) -> None:
+    words = plan(Qemu(**FILES, enable_debug=debug)).spec.cmdline.split()
+    assert ("loglevel=5" in words) is not debug
+
+
 def test_how_far_a_vm_can_grow() -> None:
     spec = plan(Qemu(**FILES, default_memory=512, default_maxmemory=1024, pcie_root_port=2)).spec
     assert (spec.memory_limit, spec.memory_hotplug) == (1 << 30, "virtio-mem")

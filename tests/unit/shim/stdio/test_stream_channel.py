@@ -9,7 +9,7 @@ import trio.testing
 from protos.katapy import extension_pb2
 from shim.stdio.channel import WINDOW, GuestLost
 from shim.stdio.frames import STDERR, STDOUT
-from shim.stdio.stream_channel import StreamChannel
+from shim.stdio.stream_channel import SMALL, StreamChannel
 
 
 class EndedStream:
@@ -74,3 +74,56 @@ async def test_a_stream_that_broke_is_still_told_to_the_reader() -> None:
         await nursery.start(channel.run)
         with pytest.raises(GuestLost, match="gone"):
             await _read_all(channel)
+
+
+class ScriptedStream(EndedStream):
+    """A stream that the guest fills as it likes."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    async def receive(self) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return self._messages.pop(0) if self._messages else None
+
+
+def output(data: bytes, *, eof: bool = False, name: str = "") -> bytes:
+    frame = extension_pb2.StdioFrame(channel=STDOUT, data=data, eof=eof, container_id=name)
+    return frame.SerializeToString()
+
+
+async def test_small_pieces_that_wait_are_joined() -> None:
+    messages = [output(bytes([n & 0xFF])) for n in range(10_000)]
+    messages += [output(bytes(SMALL)), output(b"a"), output(b"b"), output(b"", eof=True)]
+    channel = StreamChannel(Client(ScriptedStream(messages)), "c")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(channel.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert channel._inbox[STDOUT].statistics().current_buffer_used == 3
+        got = b""
+        while data := await channel.read(STDOUT):
+            got += data
+        assert got == bytes(n & 0xFF for n in range(10_000)) + bytes(SMALL) + b"ab"
+
+
+async def test_small_pieces_reach_a_reader_that_keeps_up() -> None:
+    channel = StreamChannel(Client(ScriptedStream([output(b"a"), output(b"b")] * 50)), "c")
+    got = b""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(channel.run)
+        while data := await channel.read(STDOUT):
+            got += data
+    assert got == b"ab" * 50
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[output(b"x", name="n" * 1000)], [output(b"x"), output(b"", eof=True), output(b"y")]],
+)
+async def test_what_no_agent_sends_is_the_end_of_the_stream(messages: list[bytes]) -> None:
+    channel = StreamChannel(Client(ScriptedStream(messages)), "c")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(channel.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert channel._failure is not None

@@ -6,10 +6,19 @@ import pytest
 
 from shim.errors import InvalidArgument, Unimplemented
 from shim.storage.options import Mount
-from shim.storage.rootfs import BlockRootfs, PackedRootfs, SharedRootfs, plan_rootfs
+from shim.storage.rootfs import (
+    MAX_LAYERS,
+    BlockRootfs,
+    LayeredRootfs,
+    PackedRootfs,
+    SharedRootfs,
+    plan_rootfs,
+)
 
 
-def plan(*mounts: Mount, **options: Any) -> SharedRootfs | BlockRootfs | PackedRootfs:
+def plan(
+    *mounts: Mount, **options: Any
+) -> SharedRootfs | BlockRootfs | LayeredRootfs | PackedRootfs:
     arguments: dict[str, Any] = {
         "can_share": True,
         "can_attach": True,
@@ -75,6 +84,60 @@ def test_a_vm_that_shares_nothing_gets_a_packed_root() -> None:
     assert plan(can_share=False) == PackedRootfs((), "/bundle/rootfs")
     with pytest.raises(Unimplemented, match="overlay"):
         plan(overlay, can_share=False, can_attach=False)
+
+
+WRITABLE = Mount("ext4", "/rw.img", "", ("rw", "loop"))
+OVERLAY = Mount(
+    "format/mkdir/overlay",
+    "overlay",
+    "",
+    (
+        "X-containerd.mkdir.path={{ mount 0 }}/upper:0755",
+        "upperdir={{ mount 0 }}/upper",
+        "lowerdir={{ overlay 1 2 }}",
+    ),
+)
+
+
+def layers(number: int) -> list[Mount]:
+    return [Mount("erofs", f"/{index}", "", ("ro", "loop")) for index in range(number)]
+
+
+def test_layers_become_disks() -> None:
+    assert plan(WRITABLE, *layers(2), OVERLAY) == LayeredRootfs(
+        (
+            BlockRootfs("/rw.img", "ext4", False, True, False, ()),
+            BlockRootfs("/0", "erofs", True, True, False, ("ro",)),
+            BlockRootfs("/1", "erofs", True, True, False, ("ro",)),
+        ),
+        OVERLAY,
+    )
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        [WRITABLE, *layers(MAX_LAYERS), OVERLAY],
+        [WRITABLE, Mount("erofs", "/l", "", ("ro", "loop", "device=/m")), *layers(1), OVERLAY],
+        [*layers(1), Mount("format/bind", "{{ mount 0 }}", "", ("ro", "rbind"))],
+        [
+            WRITABLE,
+            *layers(2),
+            Mount("format/overlay", "overlay", "", ("lowerdir={{ overlay 1 2 }}", "uidmap=0:1:1")),
+        ],
+    ],
+)
+def test_layers_that_can_not_be_disks_are_stacked_on_the_host(mounts: list[Mount]) -> None:
+    assert plan(*mounts) == SharedRootfs(tuple(mounts), "/bundle/rootfs")
+    with pytest.raises(Unimplemented, match="layers"):
+        plan(*mounts, can_share=False)
+
+
+def test_a_stack_that_can_not_be_understood_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(InvalidArgument, match="no mount 2"):
+        plan(*layers(2), OVERLAY)
+    with pytest.raises(InvalidArgument, match="mkfs"):
+        plan(Mount("mkfs/ext4", "/rw.img", "", ("loop",)), *layers(2), OVERLAY)
 
 
 def test_unresolved_directives_and_escapes_are_refused() -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from guest_agent import files
 from shim.errors import InvalidArgument
 from shim.storage import sync
 from shim.storage.sync import FileChange, SyncedFiles
+from shim.ttrpc.status import TtrpcError
 from tests.unit.shim.storage.test_tree import version
 
 
@@ -29,6 +31,10 @@ class Copy:
         self.calls.append(changes)
         request: Any = {"volume": "v", "changes": [asdict(change) for change in changes]}
         files.push(request)
+
+    async def pull(self, path: str, limit: int) -> bytes:
+        request: Any = {"volume": "v", "path": path, "limit": limit}
+        return files.pull(request)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(5):
@@ -140,3 +146,78 @@ def test_the_agent_keeps_changes_inside_the_volume(copy: Copy, tmp_path: Path) -
     with pytest.raises(OSError, match="out"):
         push(path="out/x", file_mode=0o100644, **me)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "message"
+    path.write_text("from the host")
+    return path
+
+
+async def test_a_file_comes_back_when_the_guest_has_changed_it(file: Path, copy: Copy) -> None:
+    inode = file.stat().st_ino
+    synced = SyncedFiles(str(file), copy.push, is_file=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(synced.run)
+        calls = len(copy.calls)
+        await synced.bring_back(copy.pull)
+        assert file.read_text() == "from the host"
+        for text in ("from", "", "from the guest, and longer"):
+            (copy.folder / "message").write_text(text)
+            await synced.bring_back(copy.pull)
+            assert file.read_text() == text
+        assert file.stat().st_ino == inode
+        # What this wrote is not pushed again; what somebody else writes is.
+        await trio.testing.wait_all_tasks_blocked(cushion=3 * sync.SETTLE_S)
+        assert len(copy.calls) == calls
+        file.write_text("the host again")
+        await copy.until(lambda: (copy.folder / "message").read_text() == "the host again")
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_host_s_change_is_not_undone_by_a_guest_that_made_none(
+    file: Path, copy: Copy
+) -> None:
+    synced = SyncedFiles(str(file), copy.push, is_file=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(synced.run)
+        file.write_text("newer")  # not seen yet
+        await synced.bring_back(copy.pull)
+        assert file.read_text() == "newer"
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_back_is_bounded(
+    file: Path, copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "RETURN_BYTES", 100)
+    synced = SyncedFiles(str(file), copy.push, is_file=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(synced.run)
+        (copy.folder / "message").write_text("x" * 101)
+        with pytest.raises(InvalidArgument, match="more than 100 bytes"):
+            await synced.bring_back(copy.pull)
+        assert file.read_text() == "from the host"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_link_that_has_taken_the_file_s_place_leads_nowhere_else(
+    file: Path, copy: Copy, tmp_path: Path
+) -> None:
+    synced = SyncedFiles(str(file), copy.push, is_file=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(synced.run)
+        (copy.folder / "message").unlink()
+        (copy.folder / "message").symlink_to("/etc/passwd")
+        with pytest.raises(TtrpcError):
+            await synced.bring_back(copy.pull)
+        assert file.read_text() == "from the host"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x"])
+def test_only_files_of_the_volume_are_read(path: str, copy: Copy) -> None:
+    request: Any = {"volume": "v", "path": path, "limit": 10}
+    with pytest.raises(TtrpcError, match="no file of a volume"):
+        files.pull(request)
