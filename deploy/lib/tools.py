@@ -14,18 +14,17 @@ def fetch_qemu(release: str) -> Unpacked:
 
 
 FOREIGN_QEMU = {
-    "ppc64le": ("bookworm", "qemu-system-ppc", "qemu-system-ppc64le"),
+    "ppc64le": ("bookworm", "qemu-system-ppc", "qemu-system-ppc64"),
     "riscv64": ("bookworm", "qemu-system-misc", "qemu-system-riscv64"),
     "s390x": ("bookworm", "qemu-system-misc", "qemu-system-s390x"),
 }
 """Release, package and program of the QEMU for a guest's architecture, by ``uname -m``."""
 
 
-def fetch_foreign_qemu(architecture: str) -> tuple[Unpacked, str]:
-    """QEMU for an architecture other than the host's, and the path of its program in it."""
+def fetch_foreign_qemu(architecture: str) -> Unpacked:
+    """QEMU for an architecture other than the host's, as /usr/bin/ and its program's name."""
     release, package, name = FOREIGN_QEMU[architecture]
-    program = f"/usr/bin/{name}"
-    return fetch_debs(release, [package], [program]), program
+    return fetch_debs(release, [package], [f"/usr/bin/{name}"])
 
 
 def fetch_squashfs_tools() -> Unpacked:

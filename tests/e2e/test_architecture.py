@@ -79,9 +79,10 @@ def qemu_setting(arch: Architecture) -> str:
     """The configuration of a QEMU that the host lacks, which is then fetched."""
     if shutil.which(f"qemu-system-{arch.name}") or arch.name not in FOREIGN_QEMU:
         return ""
-    packages, program = fetch_foreign_qemu(arch.name)
-    versions.obtain(f"QEMU for {arch.name}", packages.release, lambda: packages)
-    return f'[hypervisor.qemu]\npath = "{packages.program(program)}"\n'
+    release, _, program = FOREIGN_QEMU[arch.name]
+    what = f"QEMU for {arch.name}"
+    packages = versions.obtain(what, release, lambda: fetch_foreign_qemu(arch.name))
+    return f'[hypervisor.qemu]\npath = "{packages.program(f"/usr/bin/{program}")}"\n'
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def packers() -> Iterator[None]:
     """The programs that images are packed with, fetched where the host lacks them."""
     with pytest.MonkeyPatch.context() as patch:
         if shutil.which("mksquashfs") is None:
-            folder = fetch_squashfs_tools().program("/usr/bin")
+            packages = versions.obtain("squashfs-tools", "bookworm", fetch_squashfs_tools)
+            folder = packages.program("/usr/bin")
             patch.setenv("PATH", f"{os.environ['PATH']}:{folder}")
         yield
 

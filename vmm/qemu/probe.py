@@ -192,23 +192,31 @@ def _has_file_transport(schema: list[dict[str, Any]]) -> bool:
 def _ask(binary: Path) -> bytes:
     script = b"".join(encode_command(name, args, key) for name, args, key in _QUESTIONS)
     argv = [str(binary), "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"]
+    # Into a file, which takes all at once: QEMU throws away at its end what a pipe did not
+    # take, and a busy host empties a pipe of 64 KiB too late for an answer of 300.
+    answers = os.fdopen(os.memfd_create("qmp"), "w+b")
     try:
         done = subprocess.run(
             [*argv, "-qmp", "stdio"],
             input=script,
-            capture_output=True,
+            stdout=answers,
+            stderr=subprocess.PIPE,
             timeout=_TIMEOUT,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
             check=False,
         )
+        answers.seek(0)
+        output = answers.read()
     except OSError as error:
         raise InvalidConfig(f"can't run {binary}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise InvalidConfig(f"{binary} did not answer within {_TIMEOUT} s") from error
+    finally:
+        answers.close()
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise InvalidConfig(f"{binary} failed with exit code {done.returncode}: {said}")
-    return done.stdout
+    return output
 
 
 def _read_cache(file: Path, key: list[Any]) -> QemuFeatures | None:
