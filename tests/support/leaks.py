@@ -17,6 +17,9 @@ SHARED_DIRS = [
 ]
 """Directories that have one place for all daemons of the host."""
 
+_OTHERS_LINKS = "kit"
+"""Links that integration tests make on the host; they may run at the same time."""
+
 _SOCKET_PREFIXES = tuple(f"{path}/" for path in SHARED_DIRS)
 
 
@@ -44,7 +47,7 @@ def snapshot(scope: Scope) -> Snapshot:
     return {
         "process": frozenset(_processes(scope)),
         "mount": frozenset(_mounts(scope)),
-        "link": frozenset(os.listdir("/sys/class/net")),
+        "link": frozenset(_links()),
         "socket": frozenset(sockets(scope, Path("/proc/net/unix").read_text(errors="replace"))),
         "cgroup": frozenset(_cgroups(scope)),
         "loop device": frozenset(_loops(scope)),
@@ -77,6 +80,10 @@ def assert_nothing_left(scope: Scope, before: Snapshot, *, timeout: float = 15.0
 def _processes(scope: Scope) -> Iterable[str]:
     expected = set(scope.expected())
     return (str(item) for item in descendants(os.getpid()) if item.pid not in expected)
+
+
+def _links() -> Iterable[str]:
+    return (name for name in os.listdir("/sys/class/net") if not name.startswith(_OTHERS_LINKS))
 
 
 def _mounts(scope: Scope) -> Iterable[str]:

@@ -206,7 +206,7 @@ def send_with_fds(vmm: Vmm, path: str, body: dict[str, Any], fds: list[int]) -> 
 
 @pytest.fixture
 def tap() -> Iterator[str]:
-    name = "katapytap0"
+    name = "kit-clh"
     subprocess.run(["ip", "tuntap", "add", name, "mode", "tap", "vnet_hdr"], check=True, timeout=10)
     yield name
     subprocess.run(["ip", "link", "del", name], check=True, timeout=10)

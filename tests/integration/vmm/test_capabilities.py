@@ -55,7 +55,7 @@ def calls(vm: Hypervisor, disk: Path, target: Path, socket: Path) -> dict[str, C
     return {
         "block_hot": lambda: vm.attach(BlockDevice("hot", disk)),
         "block_resize": lambda: vm.resize_block(vm.devices["cold"], 16 << 20),
-        "net_hot": lambda: vm.attach(NetDevice("net", MAC, tap="kcaps0")),
+        "net_hot": lambda: vm.attach(NetDevice("net", MAC, tap="kit-caps")),
         "fs_hot": lambda: vm.attach(FsDevice("fs", "tag", socket)),
         "vcpu_up": lambda: vm.resize_vcpus(2, 10),
         "vcpu_down": lambda: vm.resize_vcpus(1, 10),

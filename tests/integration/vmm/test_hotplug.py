@@ -36,7 +36,7 @@ _IFF_TAP_NO_PI_VNET_HDR = 0x0002 | 0x1000 | 0x4000
 def tap() -> Iterator[int]:
     """A tap that goes with its descriptor."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", b"ktest%d", _IFF_TAP_NO_PI_VNET_HDR))
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", b"kit%d", _IFF_TAP_NO_PI_VNET_HDR))
     yield fd
     os.close(fd)
 

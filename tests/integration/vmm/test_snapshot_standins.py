@@ -65,7 +65,7 @@ async def test_a_loaded_guest_goes_on(
 ) -> None:
     target = tmp_path / "snapshot"
     target.mkdir()
-    with card(what, "ksnap0") as net:
+    with card(what, "kit-snap0") as net:
         async with booted(made(what, standins, net)) as (vm, guest):
             with pytest.raises(InvalidState, match="running, not paused"):
                 await vm.snapshot(target)
@@ -77,13 +77,13 @@ async def test_a_loaded_guest_goes_on(
             await vm.resume()
             async with agent_of(vm) as again:
                 assert await shell(again, "echo fine") == "fine\n"
-    for tap in ("ksnap0", "ksnap1"):
+    for tap in ("kit-snap0", "kit-snap1"):
         with card(what, tap) as net:
             async with made(what, standins, net, restored=True) as vm:
                 await vm.restore(target)
                 assert vm.state is VmState.PAUSED
                 await vm.resume()
-                assert {link.name for link in LINKS.glob("ksnap*")} == {tap}
+                assert {link.name for link in LINKS.glob("kit-snap*")} == {tap}
                 async with agent_of(vm) as guest:
                     await guest.extension.Hello(extension_pb2.HelloRequest(), timeout=LIMIT)
                     # The disk that was mounted before is there, in the same place.
@@ -92,7 +92,7 @@ async def test_a_loaded_guest_goes_on(
 
 @pytest.mark.parametrize("what", ["firecracker 1.16.1", "clh 53.0"])
 async def test_what_can_not_be_loaded(what: str, standins: Standins, tmp_path: Path) -> None:
-    net = NetDevice("net", "02:00:00:00:00:01", tap="ksnap0")
+    net = NetDevice("net", "02:00:00:00:00:01", tap="kit-snap0")
     async with made(what, standins, net, restored=True) as vm:
         with pytest.raises(InvalidConfig, match="no snapshot in"):
             await vm.restore(tmp_path)
