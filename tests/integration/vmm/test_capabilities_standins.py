@@ -65,11 +65,15 @@ async def test_walk(what: str, standins: Standins, tmp_path: Path, newer_qemu: P
         run_virtiofsd(tmp_path, socket),
         booted(made_by(what, standins, cold, newer_qemu)) as (vm, guest),
     ):
-        for name, call in calls(vm, disk, tmp_path / "target", socket).items():
-            if name == "vcpu_down" and vm.capabilities.vcpu_up:
+        # A CPU goes last: QEMU 10 behind a vhost-user device stops answering once in some 25
+        # times after one that it emulates is gone.
+        walk = calls(vm, disk, tmp_path / "target", socket)
+        walk["vcpu_down"] = walk.pop("vcpu_down")
+        for name, call in walk.items():
+            await check(vm, name, call)
+            if name == "vcpu_up" and vm.capabilities.vcpu_up:
                 request = agent_pb2.OnlineCPUMemRequest(nb_cpus=2, cpu_only=True)
                 await guest.agent.OnlineCPUMem(request, timeout=LIMIT)
-            await check(vm, name, call)
         for device in (RngDevice("r"), NinePDevice("n", "t", tmp_path), SerialDevice("s", "s")):
             with pytest.raises(Unsupported, match="only at boot"):
                 await vm.attach(device)
