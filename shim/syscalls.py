@@ -6,6 +6,7 @@ Source: prctl(2), umount(2), setns(2), unshare(2), mallopt(3).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -14,6 +15,7 @@ PR_SCHED_CORE_CREATE = 1
 PIDTYPE_PROCESS_GROUP = 2
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+_STACKED_MOUNTS = 64
 CLONE_NEWNET = 0x4000_0000
 CLONE_NEWNS = 0x2_0000
 M_TRIM_THRESHOLD = -1
@@ -46,6 +48,22 @@ def umount(target: str, flags: int) -> None:
         OSError: EINVAL when nothing is mounted there.
     """
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")
+
+
+def unmount_all(target: str) -> None:
+    """Unmount lazily whatever is mounted at ``target``; nothing there is a success.
+
+    Raises:
+        OSError: the kernel refuses; EBUSY when more is mounted there than can be ours.
+    """
+    for _ in range(_STACKED_MOUNTS):
+        try:
+            umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+    raise OSError(errno.EBUSY, f"more than {_STACKED_MOUNTS} mounts on top of each other", target)
 
 
 def setns(fd: int, kind: int) -> None:

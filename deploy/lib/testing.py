@@ -89,8 +89,8 @@ def _pytest(python: Path, arguments: Sequence[str]) -> int:
     words = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "--durations=15", *arguments]
     if any(not argument.startswith("-") for argument in arguments):
         return _finish({"the tests": _start(words)})
-    # A VM that boots keeps one CPU busy, so two of them at a time take half as long. What
-    # a run makes has names and directories of its own, and the other doesn't see it.
+    # A VM that boots keeps one CPU busy, so two runs at a time take less long than one after
+    # the other. What a run makes has names and directories of its own.
     aside = work_dir() / "tests-aside.log"
     with aside.open("wb") as output:
         running = {

@@ -9,7 +9,6 @@ Source: qemu(1); busybox.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shim.bench.busybox import busybox_archive
 from shim.bench.deadline import Deadline
 from shim.bench.guest_shell import LOOP, GuestShell
-from shim.errors import DeadlineExceeded, FailedPrecondition, Internal
-from vmm.image.cpio import CpioWriter
+from shim.errors import DeadlineExceeded, Internal
 
 SHARE = "/share"
 DISK = "/dev/vdb"
@@ -175,16 +174,8 @@ def running_bare_vm(spec: BareSpec, folder: Path, deadline: Deadline) -> Iterato
 
 def _initrd(base: Path | None) -> bytes:
     """The image's initramfs, and an archive behind it that adds our init."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise FailedPrecondition("no busybox for the bare VM: install busybox-static")
-    archive = CpioWriter()
-    for name in ("bin", "dev"):
-        archive.directory(name)
-    archive.node("dev/console", 5, 1)
-    archive.file("bin/busybox", Path(busybox).read_bytes(), 0o755)
-    archive.file("bench-init", f"{_INIT}{LOOP}\n".encode(), 0o755)
-    return (base.read_bytes() if base is not None else b"") + archive.finish()
+    archive = busybox_archive("bench-init", f"{_INIT}{LOOP}\n")
+    return (base.read_bytes() if base is not None else b"") + archive
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import trio
 
 from shim import agent
+from shim.bench.busybox import busybox_archive
 from shim.bench.figures import KATAPY, Figures
 from shim.bench.world import World
 from shim.config.hypervisors import Qemu
@@ -20,7 +20,6 @@ from shim.config.model import Config
 from shim.errors import DeadlineExceeded, FailedPrecondition
 from shim.pod.vm_plan import needs_vsock, plan_vm
 from vmm.events import ConsoleLine
-from vmm.image.cpio import CpioWriter
 from vmm.qemu.qemu import QemuHypervisor
 from vmm.spec import FsDevice, NinePDevice, VmSpec
 
@@ -106,15 +105,6 @@ async def _agent_answers(vm: QemuHypervisor) -> Seen:
 
 
 def _with_init(spec: VmSpec, folder: Path) -> VmSpec:
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise FailedPrecondition("no busybox to boot into: install busybox-static")
-    archive = CpioWriter()
-    for name in ("bin", "dev"):
-        archive.directory(name)
-    archive.node("dev/console", 5, 1)
-    archive.file("bin/busybox", Path(busybox).read_bytes(), 0o755)
-    archive.file("init", _INIT.encode(), 0o755)
     initrd = folder / "initrd"
-    initrd.write_bytes(archive.finish())
+    initrd.write_bytes(busybox_archive("init", _INIT))
     return replace(spec, initrd=initrd, cmdline=f"{spec.cmdline} rdinit=/init")

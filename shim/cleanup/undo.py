@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from shim.cleanup.ledger import Entry
 
-_STACKED_MOUNTS = 64  # times one target may be mounted over
 _BUSY_WAIT = 1.0  # seconds a cgroup may take to empty after its processes were killed
 _CGROUP_ROOT = "/sys/fs/cgroup/"
 
@@ -42,15 +41,7 @@ def undo(entry: Entry) -> None:
 
 
 def _unmount(entry: Entry) -> None:
-    target = entry.text("target")
-    for _ in range(_STACKED_MOUNTS):
-        try:
-            syscalls.umount(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                return
-            raise
-    raise UndoError(f"{target} is mounted more than {_STACKED_MOUNTS} times over")
+    syscalls.unmount_all(entry.text("target"))
 
 
 def _remove_socket(entry: Entry) -> None:

@@ -31,11 +31,10 @@ from shim.storage.options import (
 )
 from shim.storage.overlay import compact
 from shim.storage.trees import attach_clone
+from shim.syscalls import unmount_all
 
 MOUNT_TIMEOUT = 20.0
 """Seconds for one mount or unmount; a dead disk or FUSE server blocks for ever."""
-MAX_STACKED = 64
-"""Mounts on top of each other that an unmount takes down."""
 
 _BAD_REQUEST = frozenset(
     (errno.ENOENT, errno.ENODEV, errno.ENOTBLK, errno.ENOTDIR, errno.EINVAL, errno.EISDIR)
@@ -107,7 +106,7 @@ async def unmount(target: str, *, timeout: float = MOUNT_TIMEOUT) -> None:
         DeadlineExceeded: the kernel does not answer.
         Internal: the host refuses.
     """
-    await in_thread(lambda: _unmount(target), timeout, f"unmount {target}")
+    await in_thread(lambda: unmount_all(target), timeout, f"unmount {target}")
 
 
 async def bind(
@@ -289,14 +288,3 @@ def _in_directory(directory: str | None, call: Callable[[], None]) -> None:
     thread.join()
     if failures:
         raise failures[0]
-
-
-def _unmount(target: str) -> None:
-    for _ in range(MAX_STACKED):
-        try:
-            syscalls.umount(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                return
-            raise
-    raise Internal(f"unmount {target}: still mounted after {MAX_STACKED} times")

@@ -149,7 +149,10 @@ def _machine(spec: VmSpec, accelerator: Accelerator) -> list[str]:
         options += ",memory-backend=mem"
     if spec.iommu:
         options += ",kernel-irqchip=split"
-    accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
+    accel = "kvm"
+    if accelerator.name != "kvm":
+        accel = "tcg,thread=multi"
+        options += f",{machine.emulated}" if machine.emulated else ""
     return ["-M", options, *machine.arguments, "-accel", accel]
 
 

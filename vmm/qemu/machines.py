@@ -33,6 +33,7 @@ class Machine:
         nvdimm: it has slots for persistent memory modules.
         iommu: it can have Intel's IOMMU.
         arguments: further options of the command line.
+        emulated: further options of ``-M`` without KVM.
     """
 
     options: str
@@ -46,6 +47,7 @@ class Machine:
     nvdimm: bool = False
     iommu: bool = False
     arguments: tuple[str, ...] = ()
+    emulated: str = ""
 
 
 _PC = "vmport=off,smbus=off,sata=off,usb=off"
@@ -79,12 +81,13 @@ _MACHINES: Mapping[tuple[str, str], Machine] = MappingProxyType(
         # A device that comes later must be put into the guest's device tree by a program
         # of the guest (drmgr). The full firmware takes ten seconds to look for disks.
         ("ppc64le", "pseries"): Machine(
-            f"pseries,x-vof=on,{_NO_MITIGATIONS}",
+            "pseries,x-vof=on",
             bus="pci.0",
             places="none",
             missing="a guest that has drmgr, on pseries",
             scsi=True,
             arguments=("-bios", "vof.bin"),
+            emulated=_NO_MITIGATIONS,
         ),
         ("s390x", "s390-ccw-virtio"): Machine(
             "s390-ccw-virtio", transport="ccw", places="device numbers"

@@ -177,6 +177,10 @@ def test_power(spec: VmSpec, disk: BlockDevice) -> None:
     line = Line(power, qemu=replace(features(), machines=("pseries",)), tsc_khz=0)
     assert line.value("-M").startswith("pseries,x-vof=on,")
     assert (line.value("-bios"), line.value("-cpu")) == ("vof.bin", "power9")
+    # A real CPU has the mitigations that an emulated one can't give.
+    assert "cap-ibs=broken" in line.value("-M")
+    real = Line(power, accelerator=KVM, qemu=replace(features(), machines=("pseries",)))
+    assert "cap-ibs" not in real.value("-M")
     assert "console=hvc0" in line.value("-append").split()
     assert line.device("virtio-blk-pci")["bus"] == "pci.0"
     # Only a disk finds a place later.
