@@ -91,10 +91,13 @@ class Share:
                 :func:`shim.storage.mounts.mount`; nothing is left behind.
         """
         contents = self._containers.setdefault(container_id, _Contents())
-        relative = f"{container_id}/rootfs"
+        # An id may come again, when its first Create failed for one.
+        self._serial += 1
+        folder = f"{self._serial}-{container_id}"
+        relative = f"{folder}/rootfs"
 
         async def build(made: _Contents) -> None:
-            self._mkdir(made, os.path.join(self._ours, container_id), container_id)
+            self._mkdir(made, os.path.join(self._ours, folder), container_id)
             root = os.path.join(self._ours, relative)
             self._mkdir(made, root, container_id)
             if not plan.mounts:
@@ -169,7 +172,7 @@ class Share:
             raise Unimplemented(f"volume {source}: a device node of the host is not in the VM")
         self._serial += 1
         base = _UNSAFE.sub("_", os.path.basename(source.rstrip("/")) or "root")[:_NAME_MAX]
-        name = f"{owner}-{self._serial}-{base}"
+        name = f"{self._serial}-{owner}-{base}"
         contents = self._containers.setdefault(owner, _Contents())
 
         async def build(made: _Contents) -> None:

@@ -197,7 +197,7 @@ async def unmounting_a_bind_leaves_the_source(base: Path) -> None:
     share = Share(str(base / "share"), Ledger())
     await share.prepare()
     await share.add_volume("c", str(source))
-    assert is_mount(base / "share" / "c-1-source" / "below")
+    assert is_mount(base / "share" / "1-c-source" / "below")
     await share.aclose()
     assert is_mount(source / "below")
     assert mounted_below(base / "share") == []
@@ -290,16 +290,20 @@ async def share_reaches_a_server_in_its_own_namespace(base: Path) -> None:
         directory(base / "empty")
         overlay = Mount("overlay", "overlay", "", (f"lowerdir={layer}:{base / 'empty'}",))
         path = await share.add_rootfs("c1", SharedRootfs((overlay,), ""))
-        assert path == f"{GUEST_SHARE}/c1/rootfs"
-        assert (seen / "c1" / "rootfs" / "a").read_text() == "from the layer"
+        assert path == f"{GUEST_SHARE}/1-c1/rootfs"
+        assert (seen / "1-c1" / "rootfs" / "a").read_text() == "from the layer"
         config = base / "odd näme.conf"
         config.write_text("configured")
         path = await share.add_volume("c1", str(config), read_only=True)
-        assert path == f"{GUEST_SHARE}/c1-1-odd_n_me.conf"
+        assert path == f"{GUEST_SHARE}/2-c1-odd_n_me.conf"
         assert (seen / path.rpartition("/")[2]).read_text() == "configured"
         with pytest.raises(OSError, match="Read-only"):
-            (base / "share" / "c1-1-odd_n_me.conf").write_text("x")
+            (base / "share" / "2-c1-odd_n_me.conf").write_text("x")
         await share.remove("c1")
+        await share.remove("c1")
+        # The guest may know what was there for a while: the same id gets another place.
+        path = await share.add_rootfs("c1", SharedRootfs((overlay,), ""))
+        assert path == f"{GUEST_SHARE}/3-c1/rootfs"
         await share.remove("c1")
         assert list((base / "share").iterdir()) == []
         assert not [m for m in _mounts_of(server.pid) if f"{base}/share/" in m]
@@ -320,7 +324,7 @@ async def late_mounts_of_a_volume_are_seen(base: Path) -> None:
     directory(source / "late")
     run("mount", "-t", "tmpfs", "tmpfs", source / "late")
     (source / "late" / "file").touch()
-    assert (base / "share" / "c-1-source" / "late" / "file").exists()
+    assert (base / "share" / "1-c-source" / "late" / "file").exists()
     await share.aclose()
     assert is_mount(source / "late")
 
@@ -356,18 +360,18 @@ async def the_guest_writes_only_into_what_is_mounted(base: Path) -> None:
     await share.prepare()
     seen, root = base / "share", directory(base / "root")
     await share.add_rootfs("c1", SharedRootfs((), str(root)))
-    for path in (seen / "new", seen / "c1" / "new"):
+    for path in (seen / "new", seen / "1-c1" / "new"):
         with pytest.raises(OSError, match="Read-only"):
             path.touch()
-    for link in (seen / "c2", seen / "c1-1-root"):
+    for link in (seen / "c2", seen / "2-c1-root"):
         with pytest.raises(OSError, match="Read-only"):
             link.symlink_to("/etc")
     with pytest.raises(OSError, match="Read-only"):
-        (seen / "c1").rename(seen / "away")
-    (seen / "c1" / "rootfs" / "file").write_text("the container's")
+        (seen / "1-c1").rename(seen / "away")
+    (seen / "1-c1" / "rootfs" / "file").write_text("the container's")
     assert (root / "file").read_text() == "the container's"
-    assert await share.add_volume("c1", str(root)) == f"{GUEST_SHARE}/c1-1-root"
-    (seen / "c1-1-root" / "more").touch()
+    assert await share.add_volume("c1", str(root)) == f"{GUEST_SHARE}/2-c1-root"
+    (seen / "2-c1-root" / "more").touch()
     await share.aclose()
     assert ledger.entries == {}
     assert not seen.exists()
@@ -380,7 +384,7 @@ async def a_volume_has_no_usable_device_nodes(base: Path) -> None:
     share = Share(str(base / "share"), Ledger())
     await share.prepare()
     await share.add_volume("c", str(source))
-    node = base / "share" / "c-1-source" / "null"
+    node = base / "share" / "1-c-source" / "null"
     os.mknod(node, 0o020666, os.makedev(1, 3))
     with pytest.raises(PermissionError):
         node.read_bytes()
