@@ -72,6 +72,11 @@ class Hypervisor:
     disk_rate_limiter_ops_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "per second"))
     disk_rate_limiter_ops_one_time_burst: int = key(0, rules.integer(0, _MAX_RATE))
     enable_hugepages: bool = key(False, rules.flag())
+    enable_guest_swap: bool = key(False, rules.flag())
+    # Kata's is below /run, which is the host's memory.
+    guest_swap_path: Path = key(Path("/var/lib/katapy/swap"), rules.path())
+    guest_swap_size_percent: int = key(100, rules.integer(0, 1000, "percent of the memory"))
+    guest_swap_create_threshold_secs: int = key(60, rules.integer(0, 86400, "seconds"))
     rx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     tx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     enable_debug: bool = key(False, rules.flag())

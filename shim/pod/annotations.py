@@ -51,6 +51,7 @@ _HOST_ONLY = frozenset(
         "enable_annotations",
         "enable_debug",
         "guest_memory_dump_path",
+        "guest_swap_path",
         "rootless",
         "seccompsandbox",
         "valid_hypervisor_paths",
