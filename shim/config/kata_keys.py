@@ -128,7 +128,6 @@ _AGENT: dict[str, Inert] = {
             "compact_psi_percent_limit",
             "compact_sec_max",
             "compact_threshold",
-            "container_pipe_size",
             "create_container_timeout",
             "debug_console_enabled",
             "dial_timeout_ms",

@@ -101,13 +101,13 @@ class GuestSwap:
 
     async def _add(self, size: int) -> None:
         self._files += 1
-        hypervisor = self._vm.hypervisor
+        vm, hypervisor = self._config, self._vm.hypervisor
         name = f"swap-{self._files}"
-        path = f"{self._config.guest_swap_path}/{hypervisor.spec.runtime_dir.name}-{self._files}"
+        path = f"{vm.guest_swap_path}/{hypervisor.spec.runtime_dir.name}-{self._files}"
         entry = self._ledger.add("file", path=path)
         try:
             await trio.to_thread.run_sync(make_swap_file, path, size, self._page_size)
-            handle = await hypervisor.attach(disk(self._config, name, path, read_only=False))
+            handle = await hypervisor.attach(disk(vm, name, path, read_only=False))
         except OSError as err:
             raise ResourceExhausted(f"no swap space for the guest: {err}") from err
         finally:
