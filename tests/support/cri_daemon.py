@@ -23,8 +23,11 @@ NAMESPACE = "k8s.io"
 
 
 def write_pause_image(path: Path) -> None:
-    """Write the image that CRI wants a pod's first container to have."""
-    write_image(path, PAUSE_IMAGE, command=("/bin/sleep", "2147483647"))
+    """Write the image that CRI wants a pod's first container to have.
+
+    In a shared pid namespace its process is seen; it must not be what tests look for by name.
+    """
+    write_image(path, PAUSE_IMAGE, command=("/bin/tail", "-f", "/dev/null"))
 
 
 def write_cni(folder: Path) -> None:
