@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 FOLDER = "/run/kata-containers/sandbox/ns"
+HOLDER = "pause"
+"""The name of a shared pid namespace's first process, as in a pod without a VM."""
 
 
 class SharedNamespaces:
@@ -75,7 +77,7 @@ class SharedNamespaces:
         """
         if "pid" in self._kept:
             return
-        program = find_program("sleep")
+        program = _named_program()
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             libc.unshare(libc.CLONE_NEWPID)  # of children to come, not of this process
@@ -100,6 +102,19 @@ class SharedNamespaces:
                 log("error", "can't release namespace", path=path, error=error)
 
 
+def _named_program() -> str:
+    """A program that can sleep, by a path that gives its process a name of its own.
+
+    What a container's processes look for by name (pgrep(1), pidof(8)) is never this one: a
+    process is called by the last part of the path it was executed by, execve(2).
+    """
+    os.makedirs(FOLDER, exist_ok=True)
+    path = f"{FOLDER}/{HOLDER}"
+    if not os.path.islink(path):
+        os.symlink(find_program("busybox"), path)
+    return path
+
+
 def _hold(program: str) -> None:
     """Become the first process of a pid namespace; never returns."""
     try:
@@ -108,6 +123,6 @@ def _hold(program: str) -> None:
         for fd in range(3):
             os.dup2(null, fd)
         os.setsid()
-        os.execv(program, ["sleep", "2147483647"])
+        os.execv(program, ["busybox", "sleep", "2147483647"])
     finally:
         os._exit(127)

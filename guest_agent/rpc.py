@@ -267,7 +267,8 @@ class Session:
             self._streams[stream_id] = stream
             task = self._spawn(self._stream_call(stream_id, method, stream))
         else:
-            task = self._spawn(self._unary_call(stream_id, method, message))
+            timed = request["timeout_nano"] > 0
+            task = self._spawn(self._unary_call(stream_id, method, message, timed))
         if method.waits:
             self._calls.add(task)
             task.on_end(self._calls.discard)
@@ -289,7 +290,9 @@ class Session:
         if flags & FLAG_REMOTE_CLOSED:
             stream.arrive(None)
 
-    async def _unary_call(self, stream_id: int, method: Method, message: lite.Message) -> None:
+    async def _unary_call(
+        self, stream_id: int, method: Method, message: lite.Message, timed: bool
+    ) -> None:
         failure = None
         payload = b""
         try:
@@ -300,7 +303,12 @@ class Session:
         except Cancelled:
             if self.lost:
                 raise
-            failure = TtrpcError(status.DEADLINE_EXCEEDED, "deadline exceeded")
+            # Without a deadline of its own it is the agent that ends.
+            failure = (
+                TtrpcError(status.DEADLINE_EXCEEDED, "deadline exceeded")
+                if timed
+                else TtrpcError(status.CANCELLED, "cancelled")
+            )
         except Exception as error:
             failure = as_status(error)
         await self._respond(stream_id, failure, payload)

@@ -12,7 +12,7 @@ from .container import Container, check_id
 from .loop import Event
 from .namespaces import SharedNamespaces
 from .spec import to_oci
-from .storage import enter_submounts
+from .storage import enter_submounts, leave_submount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Containers:
                 await container.remove()
                 raise
         except BaseException:
+            leave_submount(container.rootfs)
             self._storages.release(points)
             del self._containers[container_id]
             raise
@@ -158,6 +159,7 @@ class Containers:
         try:
             await container.remove()
         finally:
+            leave_submount(container.rootfs)
             self._storages.release(container.storages)
             del self._containers[container.id]
 

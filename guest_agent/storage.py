@@ -71,6 +71,7 @@ _PROPAGATION = {
 _CREATE_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory="
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 _DRIVERS_WITH_DEVICE = frozenset({"blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"})
+_SHARED = "/run/kata-containers/shared/"
 DRIVERS = (
     *sorted(_DRIVERS_WITH_DEVICE),
     "9p",
@@ -314,18 +315,35 @@ def _reserve_huge_pages(options: list[str]) -> list[str]:
 
 
 def enter_submounts(spec: dict[str, Any]) -> None:
-    """Have the submounts of shared volumes mounted here, before a container does it.
+    """Have the container's root and shared volumes mounted here, before a container does it.
 
     A host mount below the share is mounted by whoever walks into it first, in that one's
-    mount namespace; two containers would have a file system each, and a page cache each.
+    mount namespace. Two containers would have a file system each, and a page cache each. And
+    it would end with the container's last process: one that is killed with reads under way,
+    as in the middle of an exec, makes the kernel find inodes in use then ("Busy inodes after
+    unmount of virtiofs", a BUG with CONFIG_BUG_ON_DATA_CORRUPTION), and the process, stuck
+    in its exit, never gets to be waited for.
     """
-    for entry in spec.get("mounts") or ():
-        source = entry.get("source") or ""
-        if source.startswith("/run/kata-containers/shared/"):
+    root = (spec.get("root") or {}).get("path") or ""
+    for source in (root, *((entry.get("source") or "") for entry in spec.get("mounts") or ())):
+        if source.startswith(_SHARED):
             try:
                 os.stat(source + "/")
             except OSError:
                 pass  # no folder, so no submount either
+
+
+def leave_submount(root: str) -> None:
+    """Let the root file system of a container that has ended go."""
+    if not root.startswith(_SHARED):
+        return
+    try:
+        # Answered in turn: after what was being read, and then after what that closed.
+        os.statvfs(root)
+        os.statvfs(root)
+        libc.umount(root)
+    except OSError:
+        pass  # not one of its own, or the host took it away
 
 
 def apply_group(path: str, group: int, policy: int) -> None:

@@ -34,6 +34,7 @@ from shim.ttrpc.status import TtrpcError
 
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
+_ENDED = (status.UNAVAILABLE, status.CANCELLED)  # the connection, or the agent
 _NO_EXIT_CODE = 255
 _PCI_SLOTS = re.compile(r"[0-9a-f]{2}(/[0-9a-f]{2})*")
 
@@ -133,24 +134,26 @@ class Agent:
             if err.code != status.UNIMPLEMENTED:
                 raise
 
-    async def wait_listeners(
-        self, known: set[tuple[str, int]], *, local: bool = False
-    ) -> set[tuple[str, int]]:
-        """Return the guest's listening ports once they are others than the known ones.
+    async def listeners(self, *, local: bool = False) -> AsyncIterator[set[tuple[str, int]]]:
+        """Yield the guest's listening ports, protocol ("tcp" or "udp") and number, at each change.
 
-        Only with the feature ``listeners``.
+        Only with the feature ``listeners``. Ends when the connection is lost or the agent ends.
 
         Args:
-            known: protocol ("tcp" or "udp") and port of each.
             local: the TCP ports that the guest's loopback reaches, instead of those that
                 others reach; needs the feature ``dial``.
         """
-        request = extension_pb2.WaitListenersRequest(
-            known=[extension_pb2.Listener(protocol=name, port=port) for name, port in known],
-            local=local,
-        )
-        reply = await self._extension.WaitListeners(request)
-        return {(entry.protocol, entry.port) for entry in reply.now}
+        known: list[extension_pb2.Listener] = []
+        while True:
+            request = extension_pb2.WaitListenersRequest(known=known, local=local)
+            try:
+                reply = await self._extension.WaitListeners(request)
+            except TtrpcError as err:
+                if err.code in _ENDED:
+                    return
+                raise
+            known = list(reply.now)
+            yield {(entry.protocol, entry.port) for entry in known}
 
     async def dial(self, port: int, host: trio.SocketStream) -> None:
         """Carry a connection to a TCP port of the guest's loopback until its end; closes it.
@@ -327,13 +330,13 @@ class Agent:
     async def oom_events(self) -> AsyncIterator[str]:
         """Yield the id of a container each time the guest's OOM killer strikes in it.
 
-        Ends when the connection is lost or the agent has no such events.
+        Ends when the connection is lost, the agent ends or has no such events.
         """
         while True:
             try:
                 event = await self._kata.GetOOMEvent(agent_pb2.GetOOMEventRequest())
             except TtrpcError as err:
-                if err.code in (status.UNAVAILABLE, status.UNIMPLEMENTED, status.CANCELLED):
+                if err.code in (*_ENDED, status.UNIMPLEMENTED):
                     return
                 raise
             yield event.container_id

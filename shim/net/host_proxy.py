@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ class HostProxy:
             self._log.warning("this guest agent tells no ports: none is reachable at the host")
             return
         refused: set[Listener] = set()
-        async for now in _changes(agent):
+        async for now in agent.listeners():
             for gone in set(self._forwards) - now:
                 await self._ask("remove_hostfwd", {"id": self._forwards.pop(gone)})
             for listener in sorted(now - set(self._forwards) - refused):
@@ -181,10 +180,3 @@ class HostProxy:
         if "error" in answer:
             raise OSError(str(answer["error"].get("desc", answer)))
         return answer
-
-
-async def _changes(agent: Agent) -> AsyncIterator[set[Listener]]:
-    known: set[Listener] = set()
-    while True:
-        known = await agent.wait_listeners(known)
-        yield known

@@ -47,11 +47,9 @@ class LocalPorts:
         """Follow the guest until cancelled; nothing happens with an agent that can't dial."""
         if not {"listeners", "dial"} <= set(agent.features):
             return
-        known: set[tuple[str, int]] = set()
         async with trio.open_nursery() as nursery:
-            while True:
-                known = await agent.wait_listeners(known, local=True)
-                await self._serve({port for _protocol, port in known}, agent, nursery)
+            async for now in agent.listeners(local=True):
+                await self._serve({port for _protocol, port in now}, agent, nursery)
 
     async def _serve(self, ports: set[int], agent: Agent, nursery: trio.Nursery) -> None:
         for port in self._serving.keys() - ports:

@@ -1,8 +1,9 @@
 """A containerd with its CRI plugin on, in a network namespace of its own.
 
 The handlers are katapy, katapy-sandbox (containerd 2.x: the shim's own sandbox API, no
-pause container), katapy-streaming (the same, and stdio by streams to the shim) and runc, to
-see what a test would find without a VM.
+pause container), katapy-streaming (the same, and stdio by streams to the shim),
+katapy-by-path (2.x: asked for its features) and runc, to see what a test would find without
+a VM.
 
 Source: containerd docs/cri/config.md for each version of the file's format.
 """
@@ -13,7 +14,7 @@ import json
 from pathlib import Path
 
 from deploy.lib.busybox import write_image
-from deploy.lib.runtime import Runtime
+from deploy.lib.runtime import SHIM, Runtime
 
 PAUSE_IMAGE = "localhost/katapy/pause:latest"
 SUBNET = "10.88.61.0/24"
@@ -23,8 +24,11 @@ NAMESPACE = "k8s.io"
 
 
 def write_pause_image(path: Path) -> None:
-    """Write the image that CRI wants a pod's first container to have."""
-    write_image(path, PAUSE_IMAGE, command=("/bin/sleep", "2147483647"))
+    """Write the image that CRI wants a pod's first container to have.
+
+    In a shared pid namespace its process is seen; it must not be what tests look for by name.
+    """
+    write_image(path, PAUSE_IMAGE, command=("/bin/tail", "-f", "/dev/null"))
 
 
 def write_cni(folder: Path) -> None:
@@ -96,6 +100,9 @@ def cri_config(folder: Path, runtime: Runtime, *, version: int, plugins: Path) -
         streaming = f'{shim}\n  io_type = "streaming"'
         handlers.append(_handler(table, "katapy-sandbox", runtime.name, shim))
         handlers.append(_handler(table, "katapy-streaming", runtime.name, streaming))
+        if runtime.launcher_dir:
+            path = f'runtime_path = "{runtime.launcher_dir / SHIM}"'
+            handlers.append(_handler(table, "katapy-by-path", "io.containerd.runc.v2", path))
     return f"""\
 version = {version}
 root = "{folder / "root"}"

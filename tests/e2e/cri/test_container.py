@@ -102,3 +102,31 @@ def test_a_container_that_eats_its_memory(kubelet: Kubelet) -> None:
     assert status.exit_code == 137
     eventually(lambda: hungry.status().reason == "OOMKilled", "the reason", timeout=20)
     assert other.sh("echo alive") == "alive"
+
+
+@pytest.mark.vm
+def test_a_root_file_system_is_not_left_to_its_processes(kubelet: Kubelet) -> None:
+    """The agent has it mounted until the container is deleted, however its processes end.
+
+    Seen by the first process of the shared pid namespace, whose mounts are the agent's.
+    """
+    shared = linux(pid=pods.POD)
+    able = {**shared["security_context"], "capabilities": {"add_capabilities": ["ALL"]}}
+    pod = kubelet.pod("roots", linux=shared)
+    witness = pod.container("witness", "sleep", "1000", linux={**shared, "security_context": able})
+
+    def roots() -> int:
+        return int(witness.sh("grep -c ' virtiofs none ' /proc/1/mountinfo || true"))
+
+    assert roots() == 1, "the witness's own is there"
+    other = pod.container("other", "sleep", "1000", linux=shared)
+    assert roots() == 2
+    other.stop()
+    eventually(lambda: roots() == 1, "the root is let go", timeout=20)
+    for number in range(5):
+        # Killed on its way to its program, with reads of it under way.
+        killed = pod.container(f"killed-{number}", "sleep", "1000", linux=shared)
+        killed.stop()
+        assert killed.status().exit_code == 137
+    eventually(lambda: roots() == 1, "the roots are let go", timeout=20)
+    pod.remove()

@@ -45,6 +45,8 @@ def test_processes_are_shared_as_asked(kubelet: Kubelet) -> None:
     seen = commands_with(one, "sleep 1001", "sleep 1002")
     assert commands(two) == seen
     assert len(seen) == 3, "besides the two there is the process that holds the namespace"
+    # By name, a process finds its like among the containers', and not that one.
+    assert len(one.sh("pidof sleep").split()) == 2
     # It stays when the one that was there first goes, and orphans don't stay as zombies.
     one.stop()
     one.remove()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from protos.kata import agent_pb2
 from protos.kata.agent_pb2 import CopyFileRequest, Storage
@@ -294,6 +295,19 @@ async def test_kata_spec(guest: Guest) -> None:
 async def test_destroying_the_sandbox_ends_the_agent(agent: AgentProcess, guest: Guest) -> None:
     await guest.create("s-left", ["sleep", "1000"])
     await guest.start("s-left")
-    await guest.agent.DestroySandbox(agent_pb2.DestroySandboxRequest(), timeout=LIMIT)
+    ends: list[int] = []
+
+    async def wait() -> None:
+        try:
+            await guest.agent.GetOOMEvent(agent_pb2.GetOOMEventRequest())
+        except TtrpcError as error:
+            ends.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await guest.agent.DestroySandbox(agent_pb2.DestroySandboxRequest(), timeout=LIMIT)
+    assert ends
+    assert ends[0] in (status.CANCELLED, status.UNAVAILABLE), "no deadline has passed"
     assert await trio.to_thread.run_sync(agent.popen.wait, LIMIT) == 0
     assert not os.path.exists(agent.socket)
