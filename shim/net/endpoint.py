@@ -16,6 +16,7 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from shim.errors import FailedPrecondition, Internal
@@ -147,6 +148,31 @@ def on_tap(link: Link, tap: str, queues: int, wiring: Wiring) -> NetDevice:
     except OSError as error:
         raise Internal(f"cannot open the tap {tap} for {link.name}: {error.strerror}") from error
     return NetDevice(name, link.mac, fds=fds, mtu=link.mtu, vhost=wiring.vhost)
+
+
+def on_socket(link: Link, path: Path, queues: int, queue_size: int) -> NetDevice:
+    """Make a card that a vhost-user daemon of somebody's serves.
+
+    Args:
+        link: what the guest's link is to look like.
+        path: where the daemon listens.
+        queues: pairs of queues.
+        queue_size: entries of each; 0 leaves the default.
+
+    Raises:
+        Internal: nothing listens there.
+    """
+    # Not tried: a daemon serves one client, and may end with it.
+    if not path.is_socket():
+        raise Internal(f"no vhost-user daemon listens at {path} for {link.name}")
+    return NetDevice(
+        f"net{link.index}",
+        link.mac,
+        socket=path,
+        queues=queues,
+        queue_size=queue_size,
+        mtu=link.mtu,
+    )
 
 
 class _Making:

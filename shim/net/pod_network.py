@@ -296,6 +296,10 @@ class PodNetwork:
 
     async def _open_direct(self, direct: DirectDevice) -> None:
         def make() -> NetDevice:
+            if direct.socket is not None:
+                return endpoint.on_socket(
+                    direct.link, direct.socket, direct.queues, direct.queue_size
+                )
             return endpoint.on_tap(direct.link, direct.tap, direct.queues, self._wiring)
 
         device = await self._in_netns(make)
