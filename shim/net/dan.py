@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shim.errors import ConfigError, Unimplemented
+from shim.net import pci
 from shim.net.links import Address, Link, Neighbour, Route
 from shim.net.rtnl import IFF_NOARP, NUD_PERMANENT
 
@@ -29,7 +30,8 @@ class DirectDevice:
     Args:
         link: what the guest's link is to look like; its number counts the file's devices.
         tap: a tap's name in the namespace, or
-        socket: where a vhost-user daemon listens.
+        socket: where a vhost-user daemon listens, or
+        address: a PCI function of the host.
         queues: pairs of queues.
         queue_size: entries of each, of a daemon's; 0 leaves the default.
     """
@@ -37,6 +39,7 @@ class DirectDevice:
     link: Link
     tap: str = ""
     socket: Path | None = None
+    address: str = ""
     queues: int = 1
     queue_size: int = 0
 
@@ -103,7 +106,11 @@ def _device(entry: dict[str, Any], number: int) -> DirectDevice:
             return DirectDevice(
                 link, socket=Path(str(device["path"])), queues=queues, queue_size=size
             )
-    raise Unimplemented(f"a device of type {device['type']!r}: there are host-tap and vhost-user")
+        case "vfio":
+            return DirectDevice(link, address=pci.checked(str(device["pci_device_id"])))
+    raise Unimplemented(
+        f"a device of type {device['type']!r}: there are host-tap, vhost-user and vfio"
+    )
 
 
 def _link(entry: dict[str, Any], number: int) -> Link:

@@ -90,8 +90,20 @@ def test_a_daemon(tmp_path: Path) -> None:
     assert (device.queues, device.queue_size) == (1, 512)
 
 
+@pytest.mark.parametrize("address", ["0000:03:10.1", "03:10.1"])
+def test_a_function(tmp_path: Path, address: str) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["devices"][0]["device"] = {"type": "vfio", "pci_device_id": address}
+    network = load(tmp_path, document)
+    assert network is not None
+    assert network.devices[0].address == "0000:03:10.1"
+    document["devices"][0]["device"]["pci_device_id"] = "../3"
+    with pytest.raises(ConfigError, match="no PCI address"):
+        load(tmp_path, document)
+
+
 def test_other_devices_are_refused(tmp_path: Path) -> None:
     document = json.loads(json.dumps(DOCUMENT))
-    document["devices"][0]["device"]["type"] = "vfio"
-    with pytest.raises(Unimplemented, match=r"pod\.json: .*vfio"):
+    document["devices"][0]["device"]["type"] = "vdpa"
+    with pytest.raises(Unimplemented, match=r"pod\.json: .*vdpa"):
         load(tmp_path, document)
