@@ -94,6 +94,18 @@ def _parse(address: str) -> tuple[int, bytes]:
         raise TtrpcError(status.INVALID_ARGUMENT, f"bad IP address {address!r}") from None
 
 
+def _parse_mac(text: str) -> bytes:
+    """Bytes of a hardware address.
+
+    Raises:
+        TtrpcError: INVALID_ARGUMENT.
+    """
+    try:
+        return bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        raise TtrpcError(status.INVALID_ARGUMENT, f"bad hardware address {text!r}") from None
+
+
 def _prefix(text: str, family: int) -> int:
     limit = 32 if family == _socket.AF_INET else 128
     if not text.isdecimal() or int(text) > limit:
@@ -129,7 +141,11 @@ class Network:
         }
 
     async def update_interface(self, request: Message) -> Mapping[str, Any]:
-        """UpdateInterface: the link with the MAC address becomes what the request says."""
+        """UpdateInterface: the link with the MAC address becomes what the request says.
+
+        One at a place that the request names gets the address, if it has another: a card of the
+        host's comes with its own.
+        """
         wanted = request["interface"]
         if wanted is None or not wanted["hwAddr"]:
             raise TtrpcError(status.INVALID_ARGUMENT, "the interface has no hardware address")
@@ -143,6 +159,10 @@ class Network:
             attrs = b""
             if wanted["mtu"]:
                 attrs += attribute(_IFLA_MTU, pack("=I", wanted["mtu"]))
+            if link.mac != wanted["hwAddr"].lower():
+                _change(netlink, link.index, flags=0, mask=_IFF_UP)  # few take it when they are up
+                mac = _parse_mac(wanted["hwAddr"])
+                _change(netlink, link.index, attribute(_IFLA_ADDRESS, mac))
             if wanted["name"] and wanted["name"] != link.name:
                 _free_name(netlink, wanted["name"])
                 _change(netlink, link.index, flags=0, mask=_IFF_UP)  # only then it can be renamed
@@ -163,10 +183,11 @@ class Network:
         def look() -> str:
             names = _names_at(path) if path else None
             with Netlink() as netlink:
-                for link in _links(netlink):
-                    if link.mac == mac and (names is None or link.name in names):
-                        return link.name
-            return ""
+                found = [link for link in _links(netlink) if names is None or link.name in names]
+            for link in found:
+                if link.mac == mac:
+                    return link.name
+            return found[0].name if names is not None and len(found) == 1 else ""
 
         where = f" at {path}" if path else ""
         text = f"Link not found: network device with address {mac}{where}"
@@ -216,11 +237,7 @@ class Network:
                     text = f"neighbour without a known device or address: {entry['device']!r}"
                     raise TtrpcError(status.INVALID_ARGUMENT, text)
                 family, packed = _parse(address["address"])
-                try:
-                    mac = bytes.fromhex(entry["lladdr"].replace(":", ""))
-                except ValueError:
-                    text = f"bad hardware address {entry['lladdr']!r}"
-                    raise TtrpcError(status.INVALID_ARGUMENT, text) from None
+                mac = _parse_mac(entry["lladdr"])
                 head = pack(
                     "=BxxxiHBB", family, index[entry["device"]], entry["state"], entry["flags"], 0
                 )

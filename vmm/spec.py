@@ -90,13 +90,17 @@ class VhostUserBlockDevice:
 
 @dataclass(frozen=True)
 class NetDevice:
-    """A network card on a tap device.
+    """A network card on a tap device, or served by another process over vhost-user.
 
     Args:
         id: name of the device, unique in the VM.
         mac: address the guest's link gets.
         tap: name of a tap device in the VMM's network namespace, or
-        fds: open tap (or macvtap) queues; the backend passes copies, the caller closes its own.
+        fds: open tap (or macvtap) queues; the backend passes copies, the caller closes its
+            own; or
+        socket: where a vhost-user daemon (DPDK, OVS, passt) listens.
+        queues: pairs of queues, of a card with ``socket``.
+        queue_size: entries of each, of a card with ``socket``; 0 leaves the default.
         mtu: announced to the guest in bytes; 0 leaves the default.
         vhost: let the host kernel move the packets (needs ``/dev/vhost-net``).
         rx_limit: how fast the guest may receive; None for no limit.
@@ -107,6 +111,9 @@ class NetDevice:
     mac: str
     tap: str = ""
     fds: tuple[int, ...] = ()
+    socket: Path | None = None
+    queues: int = 1
+    queue_size: int = 0
     mtu: int = 0
     vhost: bool = False
     rx_limit: RateLimit | None = None
@@ -459,5 +466,6 @@ class VmSpec:
         return any(
             isinstance(device, (FsDevice, VhostUserBlockDevice))
             or (isinstance(device, VsockDevice) and device.vhost_user is not None)
+            or (isinstance(device, NetDevice) and device.socket is not None)
             for device in self.devices
         )

@@ -52,6 +52,12 @@ def fetch_cni_plugins() -> Unpacked:
     return fetch_debs("bookworm", ["containernetworking-plugins"], programs)
 
 
+def fetch_passt() -> Unpacked:
+    """A network that is served over vhost-user, as /usr/bin/passt."""
+    # It executes itself anew in the form for the CPU.
+    return fetch_debs("trixie", ["passt"], ["/usr/bin/passt", "/usr/bin/passt.avx2"])
+
+
 def fetch_slirp4netns() -> Unpacked:
     """The program behind ``host_network = "proxy"``, as /usr/bin/slirp4netns."""
     return fetch_debs("bookworm", ["slirp4netns"], ["/usr/bin/slirp4netns"])

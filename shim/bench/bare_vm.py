@@ -55,6 +55,8 @@ class BareSpec:
         cpu: its model.
         machine: its type.
         vcpus: how many.
+        max_vcpus: how many it has places for. Under emulation two places make each atomic
+            operation of the guest one of the host's, which a single CPU does without.
         memory: bytes.
         kernel, initrd: what it boots, without our init.
         kernel_line: the kernel's arguments.
@@ -76,6 +78,7 @@ class BareSpec:
     cpu: str
     machine: str
     vcpus: int
+    max_vcpus: int
     memory: int
     kernel: Path
     initrd: Path | None
@@ -105,7 +108,7 @@ def command(spec: BareSpec, folder: Path) -> list[str]:
     words = [str(spec.binary), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     words += ["-M", f"{spec.machine},memory-backend=mem", "-cpu", spec.cpu]
     words += ["-accel", spec.accelerator + (",thread=multi" * (spec.accelerator == "tcg"))]
-    words += ["-smp", str(spec.vcpus), "-m", size]
+    words += ["-smp", f"cpus={spec.vcpus},maxcpus={spec.max_vcpus}", "-m", size]
     words += ["-object", f"memory-backend-{kind},id=mem,size={size}"]
     words += ["-kernel", str(spec.kernel), "-initrd", str(folder / "initrd")]
     words += ["-append", f"{spec.kernel_line} rdinit=/bench-init"]

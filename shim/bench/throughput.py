@@ -104,6 +104,7 @@ def bare_spec(world: World, config: Config, share: Path, disk: str, links: wires
         cpu="host" if accelerator == "kvm" else arch.emulated_cpu,
         machine=spec.machine,
         vcpus=spec.vcpus,
+        max_vcpus=spec.vcpu_limit,
         memory=spec.memory_bytes,
         kernel=spec.kernel,
         initrd=spec.initrd,

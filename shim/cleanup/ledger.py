@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     # netns: path of its namespace, "" for the host's; `netns_id` says that it is still the one
     "netdev": ("name", "netns"),
     "qdisc": ("link", "parent", "netns"),  # parent: "ingress" or "root"
+    "pci_driver": ("address", "driver"),  # a function that gets its driver back
     "pod_cgroup": ("name",),  # path from the root of each hierarchy that has it
 }
 

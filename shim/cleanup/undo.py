@@ -175,6 +175,12 @@ def _remove_qdisc(entry: Entry) -> None:
     netlink.delete_qdisc(link, parent, entry.text("netns"), entry.text("netns_id"))
 
 
+def _give_back_function(entry: Entry) -> None:
+    from shim.net import pci
+
+    pci.give_back(entry.text("address"), entry.text("driver"))
+
+
 _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "mount": _unmount,
     "socket": _remove_socket,
@@ -183,4 +189,5 @@ _ACTIONS: dict[str, Callable[[Entry], None]] = {
     "pod_cgroup": _remove_pod_cgroup,
     "netdev": _remove_netdev,
     "qdisc": _remove_qdisc,
+    "pci_driver": _give_back_function,
 }

@@ -1,4 +1,4 @@
-"""Directly attached networks: a file says which taps a pod's VM gets, instead of the scan.
+"""Directly attached networks: a file says which cards a pod's VM gets, instead of the scan.
 
 For networks that something other than CNI has made, with no link in a pod's namespace.
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shim.errors import ConfigError, Unimplemented
+from shim.net import pci
 from shim.net.links import Address, Link, Neighbour, Route
 from shim.net.rtnl import IFF_NOARP, NUD_PERMANENT
 
@@ -24,17 +25,23 @@ _DEFAULT_MTU = 1500
 
 @dataclass(frozen=True, slots=True)
 class DirectDevice:
-    """A network card on a tap that exists.
+    """A network card on something that exists.
 
     Args:
         link: what the guest's link is to look like; its number counts the file's devices.
-        tap: the tap's name in the namespace.
+        tap: a tap's name in the namespace, or
+        socket: where a vhost-user daemon listens, or
+        address: a PCI function of the host.
         queues: pairs of queues.
+        queue_size: entries of each, of a daemon's; 0 leaves the default.
     """
 
     link: Link
-    tap: str
-    queues: int
+    tap: str = ""
+    socket: Path | None = None
+    address: str = ""
+    queues: int = 1
+    queue_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +97,26 @@ def parse_direct_network(document: Any) -> DirectNetwork:
 
 def _device(entry: dict[str, Any], number: int) -> DirectDevice:
     device = entry["device"]
-    if device["type"] != "host-tap":
-        raise Unimplemented(f"a device of type {device['type']!r}: there is host-tap alone")
+    queues, size = int(device.get("queue_num") or 1), int(device.get("queue_size") or 0)
+    link = _link(entry, number)
+    match device["type"]:
+        case "host-tap":
+            return DirectDevice(link, tap=str(device["tap_name"]), queues=queues)
+        case "vhost-user":
+            return DirectDevice(
+                link, socket=Path(str(device["path"])), queues=queues, queue_size=size
+            )
+        case "vfio":
+            return DirectDevice(link, address=pci.checked(str(device["pci_device_id"])))
+    raise Unimplemented(
+        f"a device of type {device['type']!r}: there are host-tap, vhost-user and vfio"
+    )
+
+
+def _link(entry: dict[str, Any], number: int) -> Link:
     info = entry.get("network_info") or {}
     interface = info.get("interface") or {}
-    link = Link(
+    return Link(
         index=number,
         name=str(entry["name"]),
         kind=str(interface.get("ntype") or "tuntap"),
@@ -105,7 +127,6 @@ def _device(entry: dict[str, Any], number: int) -> DirectDevice:
         routes=tuple(_route(route) for route in info.get("routes") or ()),
         neighbours=tuple(_neighbour(found) for found in info.get("neighbors") or ()),
     )
-    return DirectDevice(link, str(device["tap_name"]), int(device.get("queue_num") or 1))
 
 
 def _address(text: str) -> Address:

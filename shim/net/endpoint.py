@@ -16,11 +16,12 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from shim.errors import FailedPrecondition, Internal
-from shim.net import tc
-from shim.net.links import Link
+from shim.net import pci, tc
+from shim.net.links import Function, Link
 from shim.net.macvtap import add_macvtap, open_macvtap
 from shim.net.netlink import (
     RTM_NEWLINK,
@@ -34,7 +35,8 @@ from shim.net.netlink import (
 from shim.net.rtnl import IFF_UP
 from shim.net.scan import OURS
 from shim.net.tap import keep, open_tap
-from vmm.spec import NetDevice
+from shim.pod.vfio_groups import FOLDER, functions_of, vfio_device
+from vmm.spec import NetDevice, VfioDevice
 
 Model = Literal["tcfilter", "macvtap", "none"]
 
@@ -52,6 +54,8 @@ class Wiring:
         vhost: the host's kernel moves the packets.
         rx_rate, tx_rate: bits per second into and out of the guest, 0 for any.
         open_taps: the VMM takes descriptors; otherwise it opens the tap by its name.
+        cold_functions, hot_functions: a link that is a PCI function is handed on whole, at boot
+            or later.
     """
 
     model: Model = "tcfilter"
@@ -60,13 +64,15 @@ class Wiring:
     rx_rate: int = 0
     tx_rate: int = 0
     open_taps: bool = True
+    cold_functions: bool = False
+    hot_functions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something made in the pod's namespace, as the ledger's kind and fields have it."""
+    """Something made in the pod's namespace, or taken, as the ledger has it."""
 
-    kind: Literal["netdev", "qdisc"]
+    kind: Literal["netdev", "qdisc", "pci_driver"]
     fields: dict[str, str]
 
 
@@ -77,6 +83,10 @@ def tap_name(link: Link) -> str:
 
 def parts(link: Link, wiring: Wiring) -> list[Part]:
     """Return what :func:`connect` makes, in order; a tap's own qdiscs go with it."""
+    if (taken := link.function) is not None:
+        if taken.driver == pci.VFIO:  # somebody has given it to VMs for good
+            return []
+        return [Part("pci_driver", {"address": taken.address, "driver": taken.driver})]
     made = [Part("netdev", {"name": tap_name(link)})]
     if wiring.model == "tcfilter":
         made.append(Part("qdisc", {"link": link.name, "parent": "ingress"}))
@@ -91,7 +101,9 @@ def remove(part: Part) -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    if part.kind == "netdev":
+    if part.kind == "pci_driver":
+        pci.give_back(part.fields["address"], part.fields["driver"])
+    elif part.kind == "netdev":
         delete_link(part.fields["name"])
     else:
         delete_qdisc(part.fields["link"], part.fields["parent"])
@@ -124,6 +136,44 @@ def connect(channel: RouteSocket, link: Link, wiring: Wiring) -> NetDevice:
     return making.device()
 
 
+def function_at(address: str) -> Function:
+    """Look at a PCI function that was asked for by its address.
+
+    Raises:
+        FailedPrecondition: a VM can't have it.
+    """
+    group = pci.group_of(address)
+    if not group:
+        raise FailedPrecondition(
+            f"{address} can't be handed on: the host has no such PCI function, or no IOMMU in use"
+        )
+    return Function(address, pci.driver_of(address), group)
+
+
+def take_function(link: Link, function: Function) -> VfioDevice:
+    """Take the function that a link is from its driver; when that fails, it has it again.
+
+    Args:
+        link: the pod's link, which is gone then.
+        function: what it is.
+
+    Raises:
+        FailedPrecondition: others of its IOMMU group are in use on the host.
+        Internal: the kernel can't do it.
+    """
+    try:
+        pci.take(function.address)
+        functions_of(f"{FOLDER}{function.group}")
+    except BaseException as error:
+        if function.driver != pci.VFIO:
+            pci.give_back(function.address, function.driver)
+        if isinstance(error, OSError):
+            what = f"link {link.name} of the pod: cannot hand on {function.address}"
+            raise Internal(f"{what}: {error.strerror}") from error
+        raise
+    return vfio_device(function.address)
+
+
 def on_tap(link: Link, tap: str, queues: int, wiring: Wiring) -> NetDevice:
     """Make a card on a tap of somebody's, which stays theirs.
 
@@ -147,6 +197,31 @@ def on_tap(link: Link, tap: str, queues: int, wiring: Wiring) -> NetDevice:
     except OSError as error:
         raise Internal(f"cannot open the tap {tap} for {link.name}: {error.strerror}") from error
     return NetDevice(name, link.mac, fds=fds, mtu=link.mtu, vhost=wiring.vhost)
+
+
+def on_socket(link: Link, path: Path, queues: int, queue_size: int) -> NetDevice:
+    """Make a card that a vhost-user daemon of somebody's serves.
+
+    Args:
+        link: what the guest's link is to look like.
+        path: where the daemon listens.
+        queues: pairs of queues.
+        queue_size: entries of each; 0 leaves the default.
+
+    Raises:
+        Internal: nothing listens there.
+    """
+    # Not tried: a daemon serves one client, and may end with it.
+    if not path.is_socket():
+        raise Internal(f"no vhost-user daemon listens at {path} for {link.name}")
+    return NetDevice(
+        f"net{link.index}",
+        link.mac,
+        socket=path,
+        queues=queues,
+        queue_size=queue_size,
+        mtu=link.mtu,
+    )
 
 
 class _Making:

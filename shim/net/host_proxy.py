@@ -30,6 +30,8 @@ GUEST_ADDRESS = "10.0.2.100"  # slirp4netns's own choice for the network it make
 READY_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 5.0
+PORTS_MAX = 1024
+"""Ports listened on at a time: the guest says how many there are, the host's are shared."""
 _ANSWER_MAX = 4096
 
 Listener = tuple[str, int]
@@ -133,17 +135,26 @@ class HostProxy:
             self._log.warning("this guest agent tells no ports: none is reachable at the host")
             return
         refused: set[Listener] = set()
+        left_out = 0
         async for now in agent.listeners():
             for gone in set(self._forwards) - now:
                 await self._ask("remove_hostfwd", {"id": self._forwards.pop(gone)})
-            for listener in sorted(now - set(self._forwards) - refused):
+            refused &= now
+            wanted = sorted(now - set(self._forwards) - refused)
+            room = PORTS_MAX - len(self._forwards)
+            if len(wanted) - room > max(0, left_out):
+                self._log.warning(
+                    f"{len(wanted) - room} of the pod's ports are not at the host, which "
+                    f"listens on {PORTS_MAX} for a pod"
+                )
+            left_out = len(wanted) - room
+            for listener in wanted[:room]:
                 try:
                     self._forwards[listener] = await self._add(listener)
                 except OSError as err:
                     refused.add(listener)
                     protocol, port = listener
                     self._log.error(f"port {port}/{protocol} of the pod is not at the host: {err}")
-            refused &= now
 
     async def _add(self, listener: Listener) -> int:
         protocol, port = listener

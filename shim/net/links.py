@@ -70,6 +70,21 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """A PCI function that can be handed to a VM, as an IOMMU keeps it apart.
+
+    Args:
+        address: such as ``0000:03:10.1``.
+        driver: which has it on the host.
+        group: number of its IOMMU group.
+    """
+
+    address: str
+    driver: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A link of a pod that can be connected to its VM.
 
@@ -82,6 +97,7 @@ class Link:
         is_up: whether it is administratively up.
         no_arp: whether it resolves no addresses.
         addresses, routes, neighbours: what it is configured with.
+        function: what the link is all of; None for every other.
     """
 
     index: int
@@ -94,6 +110,7 @@ class Link:
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    function: Function | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import trio
 from shim.agent import Agent
 from shim.cleanup.ledger import Entry, Ledger
 from shim.cleanup.rollback import Rollback
+from shim.errors import FailedPrecondition
 from shim.log import Log
 from shim.net import endpoint, guest
 from shim.net.changes import plan_changes
@@ -34,7 +35,7 @@ from shim.net.netlink import RouteSocket, in_netns, netns_id
 from shim.net.scan import scan
 from shim.pod.unplug import unplug
 from vmm.hypervisor import Hypervisor
-from vmm.spec import AttachedDevice, NetDevice
+from vmm.spec import AttachedDevice, NetDevice, VfioDevice
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class _Card:
     """A connected link: as the guest was last told, its device, and what undoes it."""
 
     link: Link
-    device: NetDevice
+    device: NetDevice | VfioDevice
     parts: list[Part]
     entries: list[Entry]
     handle: AttachedDevice | None = None
@@ -96,6 +97,7 @@ class PodNetwork:
         self._monitor: NetworkMonitor | None = None
         self._vm: tuple[Hypervisor, Agent] | None = None
         self._refused: dict[int, Link] = {}
+        self._later: list[Link] = []
         self._noted: set[str] = set()
         self._heard = False
         self._looking = trio.Lock()
@@ -103,8 +105,10 @@ class PodNetwork:
 
     # -- at boot ----------------------------------------------------------------------
 
-    async def connect(self) -> tuple[NetDevice, ...]:
+    async def connect(self) -> tuple[NetDevice | VfioDevice, ...]:
         """Connect every link there is to a card of the VM to come.
+
+        A link that is a PCI function to be plugged in follows in :meth:`configure`.
 
         The cards' descriptors are open until :meth:`release_descriptors`.
 
@@ -120,7 +124,10 @@ class PodNetwork:
         # Opened before the first look, so that nothing is missed after it.
         self._monitor = await self._in_netns(NetworkMonitor)
         for link in (await self._scan()).links:
-            await self._connect(link)
+            if link.function is None or self._wiring.cold_functions:
+                await self._connect(link)
+            else:
+                self._later.append(link)
         return tuple(card.device for card in self._cards.values())
 
     def release_descriptors(self) -> None:
@@ -140,8 +147,13 @@ class PodNetwork:
         """
         self._vm = (hypervisor, agent)
         links = [card.link for card in self._cards.values()]
-        for link in links:
-            await agent.update_interface(guest.interface(link))
+        for card in self._cards.values():
+            path = ""
+            if isinstance(card.device, VfioDevice):  # its address may be another in the guest
+                path = str(hypervisor.devices[card.device.id].address or "")
+            await agent.update_interface(guest.interface(card.link, path=path))
+        while self._later:
+            await self._plug(hypervisor, agent, self._later.pop(0))
         await self._tell_routes(agent, links)
         await self._tell_neighbours(agent, links)
 
@@ -206,7 +218,8 @@ class PodNetwork:
         connected = {index: card.link for index, card in self._cards.items()}
         changes = plan_changes(connected, found)
         for index in changes.gone:
-            await self._unplug(hypervisor, agent, index)
+            if self._cards[index].link.function is None:  # it went when we took it
+                await self._unplug(hypervisor, agent, index)
         for link in changes.new:
             if self._refused.get(link.index) == link:
                 continue
@@ -219,18 +232,22 @@ class PodNetwork:
         for link in changes.changed:
             card = self._cards[link.index]
             # A guest's driver takes no MTU beyond the one its card was made with.
-            fitting = replace(link, mtu=min(link.mtu, card.device.mtu))
+            most = card.device.mtu if isinstance(card.device, NetDevice) else link.mtu
+            fitting = replace(link, mtu=min(link.mtu, most))
             await agent.update_interface(guest.interface(fitting))
             if link.name != card.link.name:
                 self._rename(card, link)
         await self._tell_routes(agent, changes.routes)
         await self._tell_neighbours(agent, changes.neighbours)
         for link in found.links:
-            if link.index in self._cards:
-                self._cards[link.index].link = link
+            if (known := self._cards.get(link.index)) is not None:
+                known.link = replace(link, function=known.link.function)
 
     async def _plug(self, hypervisor: Hypervisor, agent: Agent, link: Link) -> None:
-        hypervisor.capabilities.require("net_hot", f"link {link.name} came after the VM's start")
+        if link.function is not None and not self._wiring.hot_functions:
+            link = replace(link, function=None)
+        kind = "net_hot" if link.function is None else "vfio_hot"
+        hypervisor.capabilities.require(kind, f"link {link.name} came after the VM's start")
         card = await self._connect(link)
         try:
             card.handle = await hypervisor.attach(card.device)
@@ -277,10 +294,14 @@ class PodNetwork:
         # A namespace without a path goes, with all in it, when nobody is in it any more.
         where = {"netns": self._path, "netns_id": netns_id(self._netns)}
         entries = [
-            self._ledger.add(part.kind, **part.fields, **where) for part in made if self._path
+            self._ledger.add(part.kind, **part.fields, **where)
+            for part in made
+            if self._path or part.kind == "pci_driver"
         ]
 
-        def make() -> NetDevice:
+        def make() -> NetDevice | VfioDevice:
+            if link.function is not None:
+                return endpoint.take_function(link, link.function)
             with RouteSocket() as channel:
                 return endpoint.connect(channel, link, self._wiring)
 
@@ -290,12 +311,31 @@ class PodNetwork:
             for entry in entries:
                 self._ledger.remove(entry)
             raise
-        self._descriptors += device.fds
+        if isinstance(device, NetDevice):
+            self._descriptors += device.fds
         card = self._cards[link.index] = _Card(link, device, made, entries)
         return card
 
     async def _open_direct(self, direct: DirectDevice) -> None:
+        if direct.address:
+            function = await self._in_netns(partial(endpoint.function_at, direct.address))
+            link = replace(direct.link, function=function)
+            if self._wiring.cold_functions:
+                await self._connect(link)
+            elif self._wiring.hot_functions:
+                self._later.append(link)
+            else:
+                raise FailedPrecondition(
+                    f"{direct.address} as {link.name}: the hypervisor's cold_plug_vfio and "
+                    "hot_plug_vfio are 'no-port'"
+                )
+            return
+
         def make() -> NetDevice:
+            if direct.socket is not None:
+                return endpoint.on_socket(
+                    direct.link, direct.socket, direct.queues, direct.queue_size
+                )
             return endpoint.on_tap(direct.link, direct.tap, direct.queues, self._wiring)
 
         device = await self._in_netns(make)
@@ -324,7 +364,15 @@ class PodNetwork:
         found = await self._in_netns(look)
         for note in found.notes:
             self._note(f"not connected to the VM: {note}")
-        return found
+        if self._wiring.cold_functions or self._wiring.hot_functions:
+            return found
+        for link in found.links:
+            if link.function is not None:
+                self._note(
+                    f"link {link.name} is all of {link.function.address}, and its frames are "
+                    "redirected: with cold_plug_vfio or hot_plug_vfio the VM would have it whole"
+                )
+        return replace(found, links=tuple(replace(link, function=None) for link in found.links))
 
     def _note(self, text: str) -> None:
         """Warn once."""

@@ -22,6 +22,7 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _NEXTHOP = struct.Struct("=HBBi")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57  # since Linux 5.14
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
@@ -54,6 +55,8 @@ class RawLink:
     mtu: int
     kind: str
     master: int
+    bus: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ def parse_link(body: bytes) -> RawLink:
         mtu=_number(found.get(_IFLA_MTU, b"")),
         kind=_text(info.get(_IFLA_INFO_KIND, b"")),
         master=_number(found.get(_IFLA_MASTER, b"")),
+        bus=_text(found.get(_IFLA_PARENT_DEV_BUS_NAME, b"")),
+        parent=_text(found.get(_IFLA_PARENT_DEV_NAME, b"")),
     )
 
 

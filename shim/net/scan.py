@@ -9,8 +9,8 @@ import errno
 import struct
 from collections import defaultdict
 
-from shim.net import rtnl
-from shim.net.links import Address, Link, Neighbour, Route, Scan
+from shim.net import pci, rtnl
+from shim.net.links import Address, Function, Link, Neighbour, Route, Scan
 from shim.net.netlink import (
     RTM_GETADDR,
     RTM_GETLINK,
@@ -69,9 +69,19 @@ def scan(channel: RouteSocket) -> Scan:
                 addresses=found,
                 routes=tuple(routes[link.index]),
                 neighbours=tuple(neighbours[link.index]),
+                function=_function(link),
             )
         )
     return Scan(tuple(links), present, tuple(notes))
+
+
+def _function(link: rtnl.RawLink) -> Function | None:
+    """The PCI function that a link is all of, where a VM could have it."""
+    if link.kind:  # made of something else, as vlans are
+        return None
+    address = pci.function_of(link.bus, link.parent)
+    group = pci.group_of(address) if address else ""
+    return Function(address, pci.driver_of(address), group) if group else None
 
 
 def _is_ours_or_builtin(link: rtnl.RawLink) -> bool:

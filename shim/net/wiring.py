@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import cast
 
-from shim.config.hypervisors import Qemu
+from shim.config.hypervisors import Qemu, SharingHypervisor
 from shim.config.model import Config
 from shim.errors import ConfigError, Unimplemented
 from shim.net.endpoint import Model, Wiring
 
 VHOST_NET = "/dev/vhost-net"
+_NO_PORT = "no-port"
 
 
 def plan_wiring(config: Config) -> Wiring:
@@ -42,6 +43,8 @@ def plan_wiring(config: Config) -> Wiring:
         rx_rate=vm.rx_rate_limiter_max_rate,
         tx_rate=vm.tx_rate_limiter_max_rate,
         open_taps=vm.takes_open_taps,
+        cold_functions=isinstance(vm, SharingHypervisor) and vm.cold_plug_vfio != _NO_PORT,
+        hot_functions=isinstance(vm, SharingHypervisor) and vm.hot_plug_vfio != _NO_PORT,
     )
 
 

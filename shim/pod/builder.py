@@ -35,7 +35,7 @@ from shim.storage.guest_share import share_storage, shm_storage
 from shim.storage.share import Share
 from vmm.errors import VmmError
 from vmm.hypervisor import Hypervisor, Recorder
-from vmm.spec import VmSpec, VsockDevice
+from vmm.spec import VfioDevice, VmSpec, VsockDevice
 
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
@@ -147,7 +147,8 @@ class PodBuilder:
             )
             passed = await trio.to_thread.run_sync(cold_plugged, spec, self._config)
             devices = (*plan.spec.devices, *cards, *passed)
-            ports = plan.spec.root_ports + (len(passed) if plan.cold_ports else 0)
+            whole = sum(isinstance(device, VfioDevice) for device in (*cards, *passed))
+            ports = plan.spec.root_ports + (whole if plan.cold_ports else 0)
             plan = replace(plan, spec=replace(plan.spec, devices=devices, root_ports=ports))
             share = await self._make_share(plan)
             vm = PodVm(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import socket
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from deploy.lib.tools import fetch_cni_plugins, fetch_slirp4netns
+from deploy.lib.tools import fetch_cni_plugins, fetch_passt, fetch_qemu, fetch_slirp4netns
 from tests.support import versions
 from tests.support.ctr import RUN_TIMEOUT, Ctr
 from tests.support.pod_netns import Netns, join_by_veth, new_netns
@@ -316,6 +319,61 @@ def test_a_directly_attached_tap(
     assert "default via 192.0.2.1" in ctr.exec(name, "ip", "route").text
     ctr.remove_all()
     assert world.links() == {"lo", "dtap0"}
+
+
+def test_a_directly_attached_daemon(
+    ctr: Ctr, pod: Netns, world: Netns, tmp_path: Path, configured: Callable[[str], tuple[str, str]]
+) -> None:
+    """A card that passt serves over vhost-user, by sockets of a namespace of its own."""
+    qemu = versions.obtain("QEMU of trixie", "trixie", lambda: fetch_qemu("trixie"))
+    packages = versions.obtain("passt", "trixie", fetch_passt)
+    join_by_veth(pod, world)
+    folder = Path(tempfile.mkdtemp(prefix="passt-"))  # a socket's path is short
+    path = folder / "sock"
+    command = [str(packages.program("/usr/bin/passt")), "--foreground", "--vhost-user"]
+    command += ["--runas", "0", "--socket-path", str(path), "--no-map-gw", "--one-off"]
+    name = ctr.new_id()
+    device = {
+        "name": "eth0",
+        "guest_mac": "02:00:00:00:00:aa",
+        "device": {"type": "vhost-user", "path": str(path), "queue_num": 1, "queue_size": 512},
+        "network_info": {
+            "interface": {"ip_addresses": ["192.0.2.2/24"], "mtu": 1400},
+            "routes": [{"dest": "", "gateway": "192.0.2.1"}],
+        },
+    }
+    (tmp_path / f"{name}.json").write_text(json.dumps({"devices": [device]}))
+    program = qemu.program("/usr/bin/qemu-system-x86_64")
+    option = configured(
+        f'[runtime]\ndan_conf = "{tmp_path}"\n[hypervisor.qemu]\npath = "{program}"'
+    )
+    refused = ctr.run("true", name=name, options=option)
+    assert f"no vhost-user daemon listens at {path} for eth0" in refused.error
+    passt = pod.popen(*command, stderr=subprocess.DEVNULL)
+    try:
+        eventually(path.is_socket, "passt's socket", timeout=SEEN)
+        ctr.start("sleep", "1000", name=name, options=option)
+        with world.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.bind(("192.0.2.1", 7000))
+            listener.listen()
+            data = ctr.exec(name, "sh", "-c", "head -c 8000000 /dev/urandom > /tmp/data")
+            assert data.code == 0, data.error
+            with ThreadPoolExecutor(1) as pool:
+                got = pool.submit(take_all, listener)
+                line = "sha256sum < /tmp/data; nc 192.0.2.1 7000 < /tmp/data"
+                sent = ctr.exec(name, "sh", "-c", line)
+                assert sent.code == 0, sent.error
+                assert sent.text.split()[0] == got.result(SEEN)
+        shown = ctr.exec(name, "ip", "addr", "show", "dev", "eth0").text
+        assert "mtu 1400" in shown
+        assert "02:00:00:00:00:aa" in shown
+        ctr.remove_all()
+        assert passt.wait(SEEN) == 0  # its only client has gone
+    finally:
+        passt.kill()
+        passt.wait()
+        shutil.rmtree(folder)
+    assert pod.links() == {"lo", "eth0"}
 
 
 @pytest.mark.core

@@ -117,18 +117,24 @@ def _disk(device: BlockDevice, name: str, features: Features) -> Body:
 
 
 def _net(device: NetDevice, name: str, spec: VmSpec) -> Body:
-    if bool(device.tap) == bool(device.fds):
-        raise InvalidConfig(f"{device.id}: give either a tap name or open descriptors")
+    if bool(device.tap) + bool(device.fds) + bool(device.socket) != 1:
+        raise InvalidConfig(f"{device.id}: give one of a tap's name, open descriptors, a socket")
     if device.vhost:
         raise InvalidConfig(f"{device.id}: Cloud Hypervisor moves packets itself, without vhost")
-    if len(device.fds) > spec.vcpus:
-        raise InvalidConfig(
-            f"{device.id}: {len(device.fds)} queues, but {spec.vcpus} virtual CPUs at boot"
-        )
+    queues = len(device.fds) or device.queues
+    if queues > spec.vcpus:
+        raise InvalidConfig(f"{device.id}: {queues} queues, but {spec.vcpus} virtual CPUs at boot")
     if device.rx_limit != device.tx_limit:
         raise InvalidConfig(f"{device.id}: Cloud Hypervisor has one rate limit for both directions")
     body: Body = {"id": name, "mac": device.mac}
-    if device.tap:
+    if device.socket is not None:
+        if not spec.needs_shared_memory:
+            raise InvalidConfig(f"{device.id}: vhost-user needs shared_memory")
+        body |= {"vhost_user": True, "vhost_socket": str(device.socket), "vhost_mode": "Client"}
+        body["num_queues"] = 2 * device.queues
+        if device.queue_size:
+            body["queue_size"] = device.queue_size
+    elif device.tap:
         body["tap"] = device.tap
     else:
         body["num_queues"] = 2 * len(device.fds)

@@ -88,6 +88,7 @@ class HotPlug:
                 path = device.path
             case NetDevice():
                 self._capabilities.require("net_hot")
+                path = device.socket
             case FsDevice():
                 self._capabilities.require("fs_hot")
                 path = device.socket

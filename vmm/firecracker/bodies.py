@@ -95,6 +95,8 @@ def interface(device: NetDevice, name: str, features: Features) -> Body:
         InvalidConfig: it is contradictory.
         Unsupported: it asks for what this version's cards don't have.
     """
+    if device.socket is not None:
+        raise Unsupported("vhost-user cards", f"{device.id}: QEMU has them", features.vmm)
     if device.fds:
         raise Unsupported("nic_by_fd", "Firecracker opens taps by name only", features.vmm)
     if not device.tap:

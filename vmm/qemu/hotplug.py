@@ -188,6 +188,8 @@ class HotPlug:
                 self._capabilities.require("vfio_hot", "q35 with hotplug_slots")
             case NetDevice():
                 self._capabilities.require("net_hot", "q35 with hotplug_slots")
+                if device.socket is not None:
+                    self._capabilities.require("fs_hot", "q35 with shared_memory")
             case FsDevice():
                 self._capabilities.require("fs_hot", "q35 with shared_memory")
             case PmemDevice():

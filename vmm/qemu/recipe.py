@@ -23,10 +23,13 @@ from vmm.spec import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmm.qemu.machines import Transport
     from vmm.spec import Device
 
 _TAG_9P_MAX = 31
+_VHOST_USER_QUEUES = (0, 256, 512, 1024)
 
 
 def build(device: Device, name: str, *, transport: Transport, fds: tuple[str, ...] = ()) -> Recipe:
@@ -79,8 +82,10 @@ def build(device: Device, name: str, *, transport: Transport, fds: tuple[str, ..
 
 
 def _net(device: NetDevice, name: str, transport: Transport, fds: tuple[str, ...]) -> Recipe:
-    if bool(device.tap) == bool(device.fds):
-        raise InvalidConfig(f"{device.id}: give either a tap name or open descriptors")
+    if bool(device.tap) + bool(device.fds) + bool(device.socket) != 1:
+        raise InvalidConfig(f"{device.id}: give one of a tap's name, open descriptors, a socket")
+    if device.socket is not None:
+        return _vhost_user_net(device, device.socket, name, transport)
     backend: dict[str, Any] = {"type": "tap", "id": f"{name}-net", "vhost": device.vhost}
     if device.tap:
         backend |= {"ifname": device.tap, "script": "no", "downscript": "no"}
@@ -88,21 +93,39 @@ def _net(device: NetDevice, name: str, transport: Transport, fds: tuple[str, ...
         backend["fd"] = fds[0]
     else:
         backend["fds"] = ":".join(fds)
+    return Recipe(name, _card(device, name, transport, backend, len(fds)))
+
+
+def _vhost_user_net(device: NetDevice, socket: Path, name: str, transport: Transport) -> Recipe:
+    if device.queue_size not in _VHOST_USER_QUEUES:
+        raise InvalidConfig(
+            f"{device.id}: a queue of QEMU's has 256, 512 or 1024 entries, not {device.queue_size}"
+        )
+    chardev = chardev_step(f"{name}-chr", str(socket))
+    backend: dict[str, Any] = {"type": "vhost-user", "id": f"{name}-net", "chardev": f"{name}-chr"}
+    if device.queues > 1:
+        backend["queues"] = device.queues
+    return Recipe(name, (chardev, *_card(device, name, transport, backend, device.queues)))
+
+
+def _card(
+    device: NetDevice, name: str, transport: Transport, backend: dict[str, Any], queues: int
+) -> tuple[Step, Step]:
+    """The host's and the guest's half of a network card."""
     front: dict[str, Any] = {"netdev": f"{name}-net", "mac": device.mac}
     if transport == "pci":
         front["romfile"] = ""  # no network boot
     if device.mtu:
         front["host_mtu"] = device.mtu
-    if len(fds) > 1:
+    if device.queue_size:
+        front |= {"rx_queue_size": device.queue_size, "tx_queue_size": device.queue_size}
+    if queues > 1:
         front["mq"] = True
         if transport == "pci":
-            front["vectors"] = 2 * len(fds) + 2
-    return Recipe(
-        name,
-        (
-            Step("netdev_add", backend, ("netdev_del", {"id": f"{name}-net"})),
-            virtio_step(name, "net", transport, front),
-        ),
+            front["vectors"] = 2 * queues + 2
+    return (
+        Step("netdev_add", backend, ("netdev_del", {"id": f"{name}-net"})),
+        virtio_step(name, "net", transport, front),
     )
 
 

@@ -76,10 +76,14 @@ class Recipe:
     def behind_iommu(self) -> Recipe:
         """Return the recipe with a front-end that goes through the guest's IOMMU, if it can."""
         *rest, front = self.steps
-        if front.arguments.get("driver") not in _TRANSLATED:
+        if front.arguments.get("driver") not in _TRANSLATED or self._has_daemon:
             return self
         arguments = {**front.arguments, "disable-legacy": "on", "iommu_platform": True}
         return replace(self, steps=(*rest, replace(front, arguments=arguments)))
+
+    @property
+    def _has_daemon(self) -> bool:
+        return any(step.arguments.get("type") == "vhost-user" for step in self.steps)
 
     @property
     def undo(self) -> list[tuple[str, dict[str, Any]]]:

@@ -1,13 +1,16 @@
 """Runs in the outer VM of the VFIO test: containerd gives containers its card.
 
-``python -m tests.integration.vmm.inner_container SETTINGS``, a JSON object: see :func:`main`.
+``python -m tests.integration.vmm.inner_container SETTINGS ADDRESS``: a JSON object, see
+:func:`main`, and the card's address.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from deploy.lib import containerd
 from deploy.lib.apt import Unpacked
 from deploy.lib.busybox import IMAGE_NAME
 from deploy.lib.containerd import Daemon, config_text
+from shim.net import pci
 
 _FOLDER = Path("/run/c")
 _GROUPS = Path("/dev/vfio")
@@ -41,10 +45,20 @@ _RUNS = (
 )
 
 
-def main(settings: dict[str, Any]) -> None:
+_LINK = "ip addr show dev up0; ip route"
+_LINK_RUNS = (
+    ("cold-link", 'cold_plug_vfio = "root-port"'),
+    ("hot-link", 'hot_plug_vfio = "root-port"'),
+)
+_MAC = "02:00:00:00:00:77"
+_NETNS = "card"
+
+
+def main(settings: dict[str, Any], address: str) -> None:
     """Run a container for each way to give it the card, and print what it sees.
 
     Args:
+        address: the card's.
         settings: ``packages``, where containerd is unpacked; ``launcher``, the directory of the
             shim's program; ``images``, the guest image's directory; ``tar``, the busybox image;
             ``qemu``.
@@ -75,6 +89,15 @@ def main(settings: dict[str, Any]) -> None:
             words = ["run", "--rm", *options, IMAGE_NAME, name, "sh", "-ec", script]
             told = daemon.ctr(*words, timeout=_SLOW)
             print(name, *told.split(), flush=True)
+        for name, keys in _LINK_RUNS:
+            config.write_text(_CONFIG.format(mode="guest-kernel", qemu=settings["qemu"], keys=keys))
+            _move_link(address)
+            options = ["--runtime", "io.containerd.katapy.v2", *native]
+            options += ["--with-ns", f"network:/run/netns/{_NETNS}"]
+            words = ["run", "--rm", *options, IMAGE_NAME, name, "sh", "-ec", _LINK]
+            told = daemon.ctr(*words, timeout=_SLOW)
+            print(name, *told.split(), flush=True)
+            print(f"{name}-after", pci.driver_of(address), *_links(address), flush=True)
     except BaseException:
         print(daemon.log_tail(), flush=True)
         raise
@@ -82,7 +105,30 @@ def main(settings: dict[str, Any]) -> None:
         daemon.stop()
 
 
+def _move_link(address: str) -> None:
+    """Have the card's link in a network namespace, as a CNI plugin for SR-IOV leaves it."""
+    pci.give_back(address, "virtio-pci")
+    end = time.monotonic() + _SLOW
+    while not (links := _links(address)):
+        assert time.monotonic() < end, "no link came back"
+        time.sleep(0.1)
+    if not Path(f"/run/netns/{_NETNS}").exists():
+        _ip("netns", "add", _NETNS)
+    _ip("link", "set", *links, "netns", _NETNS, "name", "up0", "address", _MAC, "mtu", "1400")
+    _ip("-n", _NETNS, "addr", "add", "192.0.2.2/24", "dev", "up0")
+    _ip("-n", _NETNS, "link", "set", "up0", "up")
+    _ip("-n", _NETNS, "route", "add", "default", "via", "192.0.2.1")
+
+
+def _links(address: str) -> list[str]:
+    return [path.name for path in Path(f"/sys/bus/pci/devices/{address}").glob("virtio*/net/*")]
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
 if __name__ == "__main__":
     os.makedirs("/run/tmp", exist_ok=True)
     os.environ["TMPDIR"] = "/run/tmp"
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), sys.argv[2])

@@ -120,7 +120,10 @@ async def test_a_card_of_the_outer_machine_is_the_inner_one_s(
 async def test_a_container_has_a_card_of_the_outer_machine(
     outer: Outer, qemu_program: Path, tmp_path: Path
 ) -> None:
-    """By ``ctr run --device``: as a link of the guest's, hot and cold, and as a VFIO group."""
+    """By ``ctr run --device``: as a link of the guest's, hot and cold, and as a VFIO group.
+
+    And as the link that it is on the outer machine, in the pod's network namespace.
+    """
     packages = versions.obtain("containerd 1.7", "trixie", lambda: fetch_containerd("trixie"))
     runtime = prepare_runtime(tmp_path / "r", Path(sysconfig.get_path("purelib")))
     prepare_guest(Path(sys.executable), runtime)
@@ -139,3 +142,11 @@ async def test_a_container_has_a_card_of_the_outer_machine(
     group, container = lines["group"]
     assert group.isdigit()
     assert container == "vfio"
+    for name in ("cold-link", "hot-link"):
+        shown = " ".join(lines[name])
+        # The pod's link was given another address than the card's own.
+        for wanted in ("02:00:00:00:00:77", "192.0.2.2/24", "mtu 1400", "default via 192.0.2.1"):
+            assert wanted in shown, shown
+        driver, *links = lines[f"{name}-after"]
+        assert driver == "virtio-pci"
+        assert len(links) == 1  # in the machine's own namespace

@@ -111,6 +111,8 @@ def net(config: dict[str, Any]) -> Recipe:
     if config.get("mtu"):
         front["host_mtu"] = config["mtu"]
     pairs = config["num_queues"] // 2
+    if config.get("vhost_user"):
+        return _vhost_user_net(name, front, config["vhost_socket"], pairs)
     fds = [os.dup(fd) for fd in config.get("fds") or ()]
     try:
         for fd in fds:
@@ -131,6 +133,16 @@ def net(config: dict[str, Any]) -> Recipe:
     backend["fds" if pairs > 1 else "fd"] = names
     undo = [("netdev_del", {"id": f"{name}-b"})]
     return Recipe(name, [("netdev_add", backend)], front, undo, fds)
+
+
+def _vhost_user_net(name: str, front: dict[str, Any], path: str, pairs: int) -> Recipe:
+    made = _with_socket(name, {}, path)
+    backend = {"type": "vhost-user", "id": front["netdev"], "chardev": made.front["chardev"]}
+    if pairs > 1:
+        backend["queues"] = pairs
+        front |= {"mq": True, "vectors": 2 * pairs + 2}
+    undo = [("netdev_del", {"id": front["netdev"]}), *made.undo]
+    return Recipe(name, [*made.backends, ("netdev_add", backend)], front, undo)
 
 
 def fs(config: dict[str, Any]) -> Recipe:

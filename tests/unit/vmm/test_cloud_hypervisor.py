@@ -131,6 +131,7 @@ def test_devices(spec: VmSpec, disk: Path) -> None:
                 ),
                 NetDevice("eth0", MAC, tap="tap0", mtu=1400, rx_limit=limit, tx_limit=limit),
                 NetDevice("eth1", MAC, fds=(7, 8)),
+                NetDevice("eth2", MAC, socket=Path("/v"), queues=2, queue_size=512),
                 PmemDevice("p", disk, read_only=True),
                 VfioDevice("gpu", "0000:01:00.0"),
             ),
@@ -151,10 +152,20 @@ def test_devices(spec: VmSpec, disk: Path) -> None:
     }
     # The card on descriptors is added afterwards, with them.
     assert config["net"] == [
-        {"id": "net3", "mac": MAC, "tap": "tap0", "mtu": 1400, "rate_limiter_config": limiter}
+        {"id": "net3", "mac": MAC, "tap": "tap0", "mtu": 1400, "rate_limiter_config": limiter},
+        {
+            "id": "net5",
+            "mac": MAC,
+            "vhost_user": True,
+            "vhost_socket": "/v",
+            "vhost_mode": "Client",
+            "num_queues": 4,
+            "queue_size": 512,
+        },
     ]
-    assert config["pmem"] == [{"id": "pmem5", "file": str(disk), "discard_writes": True}]
-    assert config["devices"] == [{"id": "vfio6", "path": "/sys/bus/pci/devices/0000:01:00.0"}]
+    assert config["memory"]["shared"] is True
+    assert config["pmem"] == [{"id": "pmem6", "file": str(disk), "discard_writes": True}]
+    assert config["devices"] == [{"id": "vfio7", "path": "/sys/bus/pci/devices/0000:01:00.0"}]
 
 
 def test_landlock(spec: VmSpec, disk: Path) -> None:
@@ -185,6 +196,11 @@ def test_bad_specs(spec: VmSpec, disk: Path, tmp_path: Path) -> None:
             InvalidConfig,
             "shared_memory",
         ),
+        (
+            {"devices": (NetDevice("n", MAC, socket=odd),), "shared_memory": False},
+            InvalidConfig,
+            "shared_memory",
+        ),
         ({"devices": (PmemDevice("p", odd),)}, InvalidConfig, "2 MiB"),
         ({"devices": (PmemDevice("p", disk, limit=limit),)}, Unsupported, "rate_limit"),
         ({"devices": (BlockDevice("d", odd, shared=True),)}, InvalidConfig, "locks"),
@@ -192,7 +208,7 @@ def test_bad_specs(spec: VmSpec, disk: Path, tmp_path: Path) -> None:
         ({"devices": (BlockDevice("d", odd, flush=False),)}, InvalidConfig, "flush"),
         ({"devices": (BlockDevice("d", odd, logical_sector=4096),)}, InvalidConfig, "sectors"),
         ({"devices": (BlockDevice("d", odd, serial="x" * 21),)}, InvalidConfig, "20 bytes"),
-        ({"devices": (NetDevice("n", MAC),)}, InvalidConfig, "tap name or open"),
+        ({"devices": (NetDevice("n", MAC),)}, InvalidConfig, "one of a tap's name"),
         ({"devices": (NetDevice("n", MAC, fds=(3, 4)),)}, InvalidConfig, "2 queues, but 1"),
         (
             {"devices": (NetDevice("n", MAC, tap="t", rx_limit=limit),)},

@@ -306,8 +306,29 @@ def test_network(spec: VmSpec) -> None:
         "virtio-net-pci"
     )
     for wrong in (NetDevice("n", "m"), NetDevice("n", "m", tap="t", fds=(1,))):
-        with pytest.raises(InvalidConfig, match="either a tap name or open descriptors"):
+        with pytest.raises(InvalidConfig, match="one of a tap's name, open descriptors, a socket"):
             Line(with_device(spec, wrong))
+
+
+def test_a_card_of_a_daemon(spec: VmSpec) -> None:
+    card = NetDevice(
+        "n", "02:00:00:00:00:01", socket=Path("/a,b"), queues=2, queue_size=512, mtu=1400
+    )
+    with pytest.raises(InvalidConfig, match=r"7\.2\.\d+ crashes under emulation"):
+        Line(with_device(spec, card))
+    line = Line(with_device(spec, card), version="10.0")
+    assert any(value.endswith(",path=/a,,b") for value in line.values("-chardev"))
+    (backend,) = line.objects("-netdev")
+    assert (backend["type"], backend["queues"]) == ("vhost-user", 2)
+    device = line.device("virtio-net-pci")
+    wanted = {"rx_queue_size": 512, "tx_queue_size": 512, "mq": True, "host_mtu": 1400}
+    assert device | wanted == device
+    assert line.values("-object") == ["memory-backend-memfd,id=mem,size=256M,share=on"]
+    # A daemon does not look through the guest's IOMMU.
+    behind = Line(with_device(replace(spec, iommu=True), card), version="10.0")
+    assert "iommu_platform" not in behind.device("virtio-net-pci")
+    with pytest.raises(InvalidConfig, match="256, 512 or 1024 entries, not 64"):
+        Line(with_device(spec, replace(card, queue_size=64)), version="10.0")
 
 
 def test_shares(spec: VmSpec) -> None:

@@ -156,6 +156,7 @@ REFUSED_DEVICES: list[tuple[Device, str]] = [
     (SerialDevice("s", "port"), "serial_agent"),
     (PanicDevice(), "guest_panic_event"),
     (NetDevice("fds", MAC, fds=(5,)), "nic_by_fd"),
+    (NetDevice("daemon", MAC, socket=Path("/s")), "vhost-user cards"),
 ]
 
 

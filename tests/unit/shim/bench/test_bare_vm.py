@@ -15,6 +15,7 @@ SPEC = BareSpec(
     cpu="max,-erms",
     machine="q35",
     vcpus=2,
+    max_vcpus=4,
     memory=512 << 20,
     kernel=Path("/k"),
     initrd=None,

@@ -58,7 +58,7 @@ def test_everything_in_it(tmp_path: Path) -> None:
         ),
         neighbours=(Neighbour("192.0.2.1", "02:00:00:00:00:01", 0x80),),
     )
-    device = DirectDevice(link, "dtap0", 2)
+    device = DirectDevice(link, tap="dtap0", queues=2)
     assert load(tmp_path, DOCUMENT) == DirectNetwork("/run/netns/x", (device,))
 
 
@@ -80,8 +80,30 @@ def test_malformed_ones_are_named(tmp_path: Path, document: Any) -> None:
         load_direct_network(tmp_path, "pod")
 
 
+def test_a_daemon(tmp_path: Path) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["devices"][0]["device"] = {"type": "vhost-user", "path": "/s", "queue_size": 512}
+    network = load(tmp_path, document)
+    assert network is not None
+    (device,) = network.devices
+    assert (device.tap, device.socket) == ("", Path("/s"))
+    assert (device.queues, device.queue_size) == (1, 512)
+
+
+@pytest.mark.parametrize("address", ["0000:03:10.1", "03:10.1"])
+def test_a_function(tmp_path: Path, address: str) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["devices"][0]["device"] = {"type": "vfio", "pci_device_id": address}
+    network = load(tmp_path, document)
+    assert network is not None
+    assert network.devices[0].address == "0000:03:10.1"
+    document["devices"][0]["device"]["pci_device_id"] = "../3"
+    with pytest.raises(ConfigError, match="no PCI address"):
+        load(tmp_path, document)
+
+
 def test_other_devices_are_refused(tmp_path: Path) -> None:
     document = json.loads(json.dumps(DOCUMENT))
-    document["devices"][0]["device"]["type"] = "vfio"
-    with pytest.raises(Unimplemented, match=r"pod\.json: .*vfio"):
+    document["devices"][0]["device"]["type"] = "vdpa"
+    with pytest.raises(Unimplemented, match=r"pod\.json: .*vdpa"):
         load(tmp_path, document)
