@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BASE = "/run/kata-containers"
 RESERVED = frozenset({"shared", "sandbox", "image", "virtual-volumes"})
+_NAME_KEYS = ("io.kubernetes.cri.container-name", "io.kubernetes.cri-o.ContainerName")
 _KILL_SECONDS = 10.0
 _LINGER_SECONDS = 10.0
 
@@ -151,6 +152,16 @@ class Container:
     def annotation(self, key: str) -> str:
         """An annotation of its spec, "" without it."""
         return str((self._spec.get("annotations") or {}).get(key, ""))
+
+    @property
+    def name(self) -> str:
+        """Its name in its pod, its id where nobody gave it one."""
+        return next(filter(None, map(self.annotation, _NAME_KEYS)), self.id)
+
+    @property
+    def running(self) -> bool:
+        """Whether its init runs its program."""
+        return self.started and self.init is not None and self.init.running
 
     async def create(self, config: bytes) -> Process:
         """Build the bundle and have crun create the container, init blocked before exec.

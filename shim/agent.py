@@ -169,6 +169,7 @@ class Agent:
         storages: Sequence[agent_pb2.Storage] = (),
         devices: Sequence[agent_pb2.Device] = (),
         shared_pid_namespace: bool = False,
+        shared_mounts: Sequence[agent_pb2.SharedMount] = (),
         timeout: float = REQUEST_TIMEOUT_S,
     ) -> None:
         """Make a container with its init waiting to be started.
@@ -179,6 +180,7 @@ class Agent:
             storages: mounts to make first, in order.
             devices: devices to wait for first.
             shared_pid_namespace: join the sandbox's pid namespace.
+            shared_mounts: mounts of other containers that it gets.
             timeout: seconds for the whole call.
         """
         request = agent_pb2.CreateContainerRequest(
@@ -187,6 +189,7 @@ class Agent:
             storages=storages,
             devices=devices,
             sandbox_pidns=shared_pid_namespace,
+            shared_mounts=shared_mounts,
         )
         if "oci-json" in self.features:
             request.oci_spec_json = json.dumps(spec).encode()

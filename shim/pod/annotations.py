@@ -39,6 +39,7 @@ _RUNTIME = frozenset(
         "disable_new_netns",
         "internetworking_model",
         "sandbox_cgroup_only",
+        "shared_mounts",
         "vfio_mode",
     )
 )
