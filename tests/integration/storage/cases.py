@@ -459,6 +459,34 @@ async def a_failing_rootfs_is_rolled_back(base: Path) -> None:
     await share.aclose()
 
 
+async def later_rootfs_mounts_lie_inside_earlier_ones(base: Path) -> None:
+    """Each target is looked up in what is mounted by then, and the guest sees all of it."""
+    lower, middle = directory(base / "lower"), directory(base / "middle")
+    (directory(lower / "a") / "hidden").touch()
+    (lower / "link").symlink_to("a")
+    directory(middle / "b" / "c")
+    for propagation in ((), ("rprivate",), ("rslave",)):
+        mounts = (
+            Mount("bind", str(lower), "", ("rbind", *propagation)),
+            Mount("bind", str(middle), "link", ("rbind", *propagation)),
+            Mount("tmpfs", "tmpfs", "/a/b/c", ("mode=700",)),
+        )
+        ledger = Ledger()
+        share = Share(str(base / "share"), ledger)
+        await share.prepare()
+        await share.add_rootfs("c", SharedRootfs(mounts, ""))
+        made, seen = (base / view / "1-c" / "rootfs" for view in ("mounts", "share"))
+        for root in (made, seen):
+            assert os.listdir(root / "a") == ["b"], (root, propagation)
+            assert is_mount(root / "a" / "b" / "c"), (root, propagation)
+        (made / "a/b/c/file").touch()
+        assert (seen / "a/b/c/file").exists()
+        await share.remove("c")
+        assert mounted_below(base / "share" / "1-c") == []
+        await share.aclose()
+        assert ledger.entries == {}
+
+
 async def what_cannot_be_shared_is_said(base: Path) -> None:
     """Missing sources and device nodes are errors of different kinds."""
     share = Share(str(base / "share"), Ledger())
@@ -489,6 +517,7 @@ CASES = [
     share_reaches_a_server_in_its_own_namespace,
     late_mounts_of_a_volume_are_seen,
     a_failing_rootfs_is_rolled_back,
+    later_rootfs_mounts_lie_inside_earlier_ones,
     sandbox_mounts_are_read_only_unless_said,
     the_guest_writes_only_into_what_is_mounted,
     a_volume_has_no_usable_device_nodes,
