@@ -377,12 +377,14 @@ class Agent:
         answer = await self._extension.PullFile(request, timeout=REQUEST_TIMEOUT_S)
         return bytes(answer.data)
 
-    def proxy_socket(self, host_path: str, guest_path: str, owner: Owner) -> SocketProxy:
+    def proxy_socket(
+        self, host_path: str, guest_path: str, owner: Owner, cover: str = ""
+    ) -> SocketProxy:
         """A unix socket in the guest that leads to one on the host; run it as a task.
 
-        Needs the feature ``sockets``.
+        Needs the feature ``sockets``, and ``socket-covers`` with a ``cover``.
         """
-        return SocketProxy(self._client, host_path, guest_path, owner)
+        return SocketProxy(self._client, host_path, guest_path, owner, cover)
 
     async def volume_stats(
         self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S

@@ -68,6 +68,7 @@ class Katapy:
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
     host_network: str = key("refuse", rules.choice("refuse", "none", "proxy"))
+    socket_directories: tuple[str, ...] = key((), rules.texts())
     slirp4netns: Path | None = key(None, rules.found_path("slirp4netns on the PATH"))
 
 

@@ -179,6 +179,24 @@ def guest_mounts(
     return result
 
 
+def follow_guest(spec: dict[str, Any], index: int) -> None:
+    """Have a container see what is mounted below one of its mounts later, in the guest.
+
+    Args:
+        spec: the spec, which is changed.
+        index: the mount's place in its list.
+    """
+    mount = spec["mounts"][index]
+    options = list(mount.get("options", ()))
+    if not any(word.endswith(("shared", "slave")) for word in options):
+        options = [word for word in options if word not in _PROPAGATION] + ["rslave"]
+    spec["mounts"][index] = {**mount, "options": options}
+    # Nothing arrives in a mount namespace that cuts itself off first.
+    linux = spec.setdefault("linux", {})
+    if not str(linux.get("rootfsPropagation", "")).endswith(("shared", "slave")):
+        linux["rootfsPropagation"] = "rslave"
+
+
 def _cgroup_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
     options = ["nosuid", "noexec", "nodev", "relatime"]
     if "ro" in mount.get("options", ()):

@@ -37,6 +37,7 @@ from shim.storage.guest_volumes import (
 )
 from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
+from shim.storage.socket_directory import SocketDirectory
 from shim.storage.socket_proxy import Owner
 from shim.storage.source import look_at
 from shim.storage.sync import FileChange, SyncedFiles
@@ -51,6 +52,7 @@ from shim.storage.volumes import (
     SharedVolume,
     VolumePlan,
     VolumeSettings,
+    may_have_sockets,
     plan_volume,
 )
 from vmm.hypervisor import Hypervisor
@@ -73,6 +75,7 @@ class Placed:
         storages: mounts the agent makes first.
         disk: where the guest finds the disk that is the volume, "" for a directory.
         guarded: it is read-only by itself, and what is mounted below it is not.
+        follows: the guest mounts more below it, which its containers are to see.
         bring_back: has the host's file be as the guest's copy; None where it is no copy of a
             file.
     """
@@ -81,6 +84,7 @@ class Placed:
     storages: tuple[agent_pb2.Storage, ...] = ()
     disk: str = ""
     guarded: bool = False
+    follows: bool = False
     bring_back: Callable[[], Awaitable[None]] | None = None
 
 
@@ -98,6 +102,7 @@ class _View(NamedTuple):
     writable_below: bool
     follow: bool
     owners: Owners | None
+    sockets: bool
 
 
 def _owners(mount: HostMount) -> Owners | None:
@@ -169,6 +174,8 @@ class PodVolumes:
             can_attach=self._vm.hypervisor.capabilities.block_hot != "none",
             can_push="push-files" in features,
             can_listen="sockets" in features,
+            can_cover="socket-covers" in features and self._share is not None,
+            socket_directories=self._config.katapy.socket_directories,
         )
 
     async def add(self, mount: HostMount, cleanup: Rollback) -> Placed:
@@ -182,12 +189,17 @@ class PodVolumes:
             NotFound, InvalidArgument, Unimplemented: there is no such source, or no way.
             VmmError: the VM does not take the disk.
         """
+        settings = self.settings()
+        sockets = mount.recursive and may_have_sockets(mount.source, settings)
+        look = partial(look_at, mount.source, sockets=sockets)
         with trio.fail_after(LOOK_TIMEOUT_S):
-            source = await trio.to_thread.run_sync(look_at, mount.source, abandon_on_cancel=True)
+            source = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
         owners = _owners(mount)
         if owners is not None:
             source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
-        plan = plan_volume(source, self.settings())
+        plan = plan_volume(source, settings)
+        if isinstance(plan, SharedVolume) and not mount.recursive:
+            plan = replace(plan, sockets=False)  # what is mounted below does not come along
         if stat.S_ISFIFO(source.mode):
             self._log.warning(
                 f"volume {source.path}: through a FIFO of the host the pod's processes reach "
@@ -246,13 +258,16 @@ class PodVolumes:
 
     def _shared_key(self, plan: SharedVolume, mount: HostMount) -> tuple[object, ...]:
         owners = _owners(mount)
-        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners)
+        wanted = _View(
+            mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners, plan.sockets
+        )
         views = [wanted]
         if not wanted.writable_below:
             views = [
-                _View(readonly, False, follow, owners)
+                _View(readonly, False, follow, owners, sockets)
                 for readonly in (False, True)[: 1 + wanted.readonly]
                 for follow in (True, False)[: 2 - wanted.follow]
+                for sockets in (True, False)[: 2 - wanted.sockets]
             ]
         keys = [(plan.source, mount.recursive, view) for view in views]
         held = [key for key in keys if key in self._held]
@@ -297,7 +312,12 @@ class PodVolumes:
             owners=_owners(mount),
             recursive=mount.recursive,
         )
-        return Placed(path, guarded=below)
+        if plan.sockets:
+            listening = f"{GUEST_SANDBOX}/sockets/{owner}"
+            make = self._vm.agent.proxy_socket
+            sockets = SocketDirectory(plan.source, path, listening, make, _owners(mount))
+            await self._run(sockets.run, f"the way to the sockets in {plan.source}", undo)
+        return Placed(path, guarded=below, follows=plan.sockets)
 
     async def _push(self, plan: PushedVolume, undo: Rollback) -> Placed:
         agent, name = self._vm.agent, f"v{self._serial}"

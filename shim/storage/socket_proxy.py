@@ -9,6 +9,7 @@ Source: protos/katapy/extension.proto; unix(7).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from shim.guest_connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 
 if TYPE_CHECKING:
     from shim.ttrpc.client import Client
+    from shim.ttrpc.stream import ClientStream
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 512
@@ -47,13 +49,18 @@ class SocketProxy:
             server that is started again is found.
         guest_path: where the guest listens; at most 107 bytes.
         owner: whose the guest's socket is.
+        cover: the host's socket as the guest sees it, to be covered by that one; "" for none.
     """
 
-    def __init__(self, client: Client, host_path: str, guest_path: str, owner: Owner) -> None:
+    def __init__(
+        self, client: Client, host_path: str, guest_path: str, owner: Owner, cover: str = ""
+    ) -> None:
         self._client = client
         self._host_path = host_path
         self._guest_path = guest_path
         self._owner = owner
+        self._cover = cover
+        self._stream: ClientStream | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started once the guest listens.
@@ -66,6 +73,7 @@ class SocketProxy:
             mode=self._owner.mode,
             uid=self._owner.uid,
             gid=self._owner.gid,
+            cover=self._cover,
         )
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -73,6 +81,7 @@ class SocketProxy:
                 async with self._client.stream(SERVICE, "ListenSocket") as stream:
                     try:
                         await stream.send(request.SerializeToString())
+                        self._stream = stream
                         while (data := await stream.receive()) is not None:
                             number = SocketAccepted.FromString(data).connection
                             if not number:
@@ -82,11 +91,18 @@ class SocketProxy:
                             else:  # the guest closes what is not taken
                                 _log.warning("socket %s: too many connections", self._host_path)
                     finally:
+                        self._stream = None
                         give_up(stream)
             except BROKEN as error:
                 failure = error
             nursery.cancel_scope.cancel()
         raise Unavailable(f"socket {self._host_path} in the guest: {failure or 'it has ended'}")
+
+    async def cover_again(self) -> None:
+        """Cover the host's socket anew: another one has taken its place."""
+        if self._stream is not None:
+            with contextlib.suppress(*BROKEN):  # which `run` is told too
+                await self._stream.send(ListenSocketRequest().SerializeToString())
 
     async def _serve(self, number: int) -> None:
         try:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,87 @@ print(talk(data) == data)
     options = [*bind(echo_socket, "/e.sock"), *HOST_PYTHON]
     output = ctr.run("/usr/bin/python3", "-ISc", script, options=options)
     assert output.text == "hello\nTrue", output.error
+
+
+# Says how each socket answers whenever that changes.
+ASKING = """
+import socket, time
+own = socket.socket(socket.AF_UNIX)
+own.bind("/r/own")
+own.listen()
+def ask(path):
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(path)
+            if path == "/r/own":
+                own.accept()[0].sendall(b"from the container")
+            else:
+                s.sendall(b"hello")
+            s.shutdown(socket.SHUT_WR)
+            return s.recv(100).decode() or "ended"
+    except OSError as error:
+        return error.strerror
+said = {}
+with open("/out/said", "w") as out:
+    while True:
+        for path in ("s", "inner/s", "later", "moved", "own"):
+            answer = ask("/r/" + path)
+            if said.get(path) != answer:
+                said[path] = answer
+                print(path, answer, sep=": ", file=out, flush=True)
+        time.sleep(0.05)
+"""
+
+
+@contextmanager
+def echoing(path: Path) -> Iterator[None]:
+    """A server on a unix socket, which goes with it."""
+    with socketserver.ThreadingUnixStreamServer(str(path), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+
+def test_sockets_in_a_directory_of_the_host(ctr: Ctr, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    (folder / "inner").mkdir(parents=True)
+    out.mkdir()
+    none, seen = "No such file or directory", 0
+
+    def say(*lines: str) -> None:
+        nonlocal seen
+        text = "".join(f"{line}\n" for line in lines)
+        said = out / "said"
+        what = f"{lines} after byte {seen}"
+        eventually(lambda: said.exists() and text in said.read_text()[seen:], what, timeout=30)
+        seen = said.stat().st_size
+
+    with echoing(folder / "inner/s"):
+        with echoing(folder / "s"):
+            mounts = [*bind(folder, "/r", "rbind:rprivate:rw"), *bind(out, "/out"), *HOST_PYTHON]
+            name = ctr.start("/usr/bin/python3", "-ISc", ASKING, options=mounts)
+            # What the container makes is its own, whatever the host sees there.
+            say(
+                "s: hello",
+                "inner/s: hello",
+                f"later: {none}",
+                f"moved: {none}",
+                "own: from the container",
+            )
+        say(f"s: {none}")
+        with echoing(folder / "later"), echoing(folder / "s"):
+            say("s: hello")
+            (folder / "s").rename(folder / "moved")
+            say("moved: hello")
+            assert "later: hello\n" in (out / "said").read_text()
+        say(f"later: {none}")
+    assert (out / "said").read_text().count("own: ") == 1
+    ctr.remove(name)
 
 
 def test_shm_has_the_size_that_the_host_gives(ctr: Ctr, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -150,3 +150,61 @@ async def test_what_a_server_said_before_it_closed_arrives(
                         await trio.sleep(0.005)
                 assert received == data
             nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_of_a_shared_directory_is_covered(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    share = agent.root / "shared/containers/v"
+    share.mkdir(parents=True)
+    path, place = tmp_path / "s", share / "s"
+    seen = Path(f"/proc/{agent.pid}/root/run/kata-containers/shared/containers/v/s")
+    inside = "/run/kata-containers/shared/containers/v"
+
+    def proxy(cover: str) -> SocketProxy:
+        listening = "/run/kata-containers/sandbox/sockets/v2"
+        return SocketProxy(guest.client, str(path), listening, Owner(0, 7, 0o660), cover)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path)
+            for wrong in ("/run/kata-containers/sandbox/s", f"{inside}/none", f"{inside}/../../s"):
+                with pytest.raises(Unavailable):
+                    await nursery.start(proxy(wrong).run)
+            await nursery.start(serve, place)
+            (share / "link").symlink_to("s")
+            (share / "file").touch()
+            for name in ("link", "file"):
+                with pytest.raises(Unavailable, match="is no socket"):
+                    await nursery.start(proxy(f"{inside}/{name}").run)
+            covering = proxy(f"{inside}/s")
+            scope = await nursery.start(cancellable, covering.run)
+            assert (seen.stat().st_gid, place.stat().st_gid) == (7, 0)
+            stream = await trio.open_unix_socket(str(seen))
+            # Another socket takes the place of the covered one; the connection goes on.
+            place.unlink()
+            await nursery.start(serve, place)
+            assert seen.stat().st_gid == 0
+            await covering.cover_again()
+            await until(lambda: seen.stat().st_gid == 7)
+            await stream.send_all(b"still here")
+            assert await stream.receive_some() == b"still here"
+            scope.cancel()
+            await until(lambda: seen.stat().st_gid != 7)
+            await stream.aclose()
+            nursery.cancel_scope.cancel()
+    assert "containers/v" not in Path(f"/proc/{agent.pid}/mounts").read_text()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
+        await trio.sleep(0.01)
+
+
+async def cancellable(
+    run: Callable[..., Awaitable[None]], *, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            task_status.started(scope)

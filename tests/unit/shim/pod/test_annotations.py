@@ -196,3 +196,10 @@ def test_shared_mounts_are_read() -> None:
 )
 def test_wrong_shared_mounts_are_refused(value: str) -> None:
     assert "each with name, src_ctr" in refusal(Config(), SHARED_MOUNTS, value)
+
+
+def test_directories_that_get_sockets_later() -> None:
+    name = "io.katapy.config.katapy.socket_directories"
+    config = annotated(Config(), {name: '["/run/spire"]'}, no_warning)
+    assert config.katapy.socket_directories == ("/run/spire",)
+    assert "is not known" in refusal(Config(), "io.katapy.config.katapy.cache_dir", "/x")
