@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +13,16 @@ import pytest
 import trio
 
 from protos.kata import health_pb2
+from protos.kata.agent_pb2 import CreateContainerRequest
 from shim.errors import Unavailable
 from shim.storage.socket_proxy import Owner, SocketProxy
-from tests.integration.agent.conftest import LIMIT, AgentProcess, Guest
+from tests.integration.agent.conftest import (
+    LIMIT,
+    AgentProcess,
+    Guest,
+    busybox_root,
+    oci_spec,
+)
 
 pytestmark = pytest.mark.root
 
@@ -208,3 +217,61 @@ async def cancellable(
         async with trio.open_nursery() as nursery:
             await nursery.start(run)
             task_status.started(scope)
+
+
+async def test_a_container_follows_the_covers_of_its_volume(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    """Its root is on the same file system as the volume, as with 9p."""
+    point = "/run/kata-containers/shared/containers/one"
+    inside = Path(f"/proc/{agent.pid}/root{point}")
+
+    def run(*words: str) -> None:
+        subprocess.run(["nsenter", f"--mount=/proc/{agent.pid}/ns/mnt", *words], check=True)
+
+    run("mkdir", "-p", point)
+    run("mount", "-t", "tmpfs", "none", point)
+    run("mount", "--make-shared", point)
+    busybox_root(inside / "rootfs")
+    (inside / "volume").mkdir()
+    spec = oci_spec(f"{point}/rootfs", ["sleep", "1000"])
+    spec["linux"]["rootfsPropagation"] = "rslave"
+    spec["mounts"].append(
+        {
+            "destination": "/v",
+            "source": f"{point}/volume",
+            "type": "bind",
+            "options": ["rbind", "rslave"],
+        }
+    )
+    request = CreateContainerRequest(
+        container_id="follower", oci_spec_json=json.dumps(spec).encode()
+    )
+    await guest.agent.CreateContainer(request, timeout=LIMIT)
+    await guest.start("follower")
+
+    async def group() -> bytes:
+        await guest.exec("follower", "look", ["busybox", "stat", "-c", "%g", "/v/s"])
+        return (await guest.finish("follower", "look"))[1]
+
+    try:
+        with trio.fail_after(LIMIT):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, inside / "volume/s")
+                proxy = SocketProxy(
+                    guest.client,
+                    str(tmp_path / "none"),
+                    "/run/kata-containers/sandbox/sockets/v3",
+                    Owner(0, 7, 0o660),
+                    f"{point}/volume/s",
+                )
+                assert await group() == b"0\n"
+                scope = await nursery.start(cancellable, proxy.run)
+                assert await group() == b"7\n"
+                scope.cancel()
+                while await group() == b"7\n":
+                    pass
+                nursery.cancel_scope.cancel()
+    finally:
+        await guest.remove("follower")
+        run("umount", point)
