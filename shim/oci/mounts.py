@@ -18,6 +18,9 @@ GUEST_SHM = "/run/kata-containers/sandbox/shm"
 SOCKET = "uds"
 """Type of a mount that leads to a unix socket of the host (shimtest's UDS suite)."""
 
+_BINDS = frozenset((SOCKET, "directvol", "spdkvol", "spoolvol", "vfiovol"))
+"""Types that are bind mounts in the guest; those of Kata's direct-assigned volumes too."""
+
 _GUEST_TREES = ("/proc", "/sys")
 _GUEST_DEVICES = frozenset(
     f"/dev/{name}"
@@ -102,9 +105,10 @@ def _id_maps(mount: Mapping[str, Any], key: str) -> IdMaps:
 def is_bind(mount: Mapping[str, Any]) -> bool:
     """Whether it is a bind mount, by type or by option, as runc sees it.
 
-    ``uds``, containerd's nerdbox's word for a socket of the host, is one as well.
+    ``uds``, containerd's nerdbox's word for a socket of the host, is one as well, and so are
+    the words of Kata's runtime-rs for direct-assigned volumes.
     """
-    return mount.get("type") in ("bind", SOCKET) or not {"bind", "rbind"}.isdisjoint(
+    return mount.get("type") in ("bind", *_BINDS) or not {"bind", "rbind"}.isdisjoint(
         mount.get("options", ())
     )
 
@@ -172,7 +176,7 @@ def guest_mounts(
             if sources[index] is None:
                 continue
             rewritten["source"] = sources[index]
-            if mount.get("type") == SOCKET:
+            if mount.get("type") in _BINDS:
                 rewritten["type"] = "bind"
                 rewritten["options"] = ["rbind", *mount.get("options", ())]
         result.append(rewritten)

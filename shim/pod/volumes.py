@@ -22,12 +22,11 @@ from shim.config.model import Config
 from shim.log import Log
 from shim.oci.mounts import HostMount
 from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.disks import PodDisks
 from shim.pod.ready import Ready
 from shim.pod.vm import PodVm
-from shim.sockets import sha256_hex
 from shim.storage import direct_volume
 from shim.storage.disk import make_scratch
-from shim.storage.disks import disk
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
     assigned_disk,
@@ -56,9 +55,7 @@ from shim.storage.volumes import (
     plan_volume,
 )
 from vmm.hypervisor import Hypervisor
-from vmm.spec import AttachedDevice
 
-DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
 LOOK_TIMEOUT_S = 10.0
 
@@ -160,6 +157,7 @@ class PodVolumes:
         self._log = log
         self._held: dict[tuple[object, ...], _Held] = {}
         self._making = trio.Lock()
+        self._disks = PodDisks(vm, config)
         self._serial = 0
 
     def settings(self) -> VolumeSettings:
@@ -287,13 +285,15 @@ class PodVolumes:
             case ProxiedSocket():
                 return await self._proxy(plan, undo)
             case RawDisk():
-                handle = await self._attach(plan.path, mount.readonly, undo)
+                name = self._disk_name()
+                handle = await self._disks.attach(name, plan.path, mount.readonly, undo)
                 return Placed(disk=str(handle.address))
             case ScratchDisk():
                 make = partial(
                     make_scratch, plan.directory, uid=plan.uid, gid=plan.gid, mode=plan.mode
                 )
-                handle = await self._attach(await trio.to_thread.run_sync(make), False, undo)
+                image = await trio.to_thread.run_sync(make)
+                handle = await self._disks.attach(self._disk_name(), image, False, undo)
                 return Placed(*scratch_disk(plan.directory, str(handle.address)))
             case AssignedDisk():
                 return await self._assign(plan, mount, undo)
@@ -369,7 +369,8 @@ class PodVolumes:
 
     async def _assign(self, plan: AssignedDisk, mount: HostMount, undo: Rollback) -> Placed:
         volume = plan.volume
-        handle = await self._attach(volume.device, mount.readonly or "ro" in volume.options, undo)
+        read_only = mount.readonly or "ro" in volume.options
+        handle = await self._disks.assign(self._disk_name(), volume, read_only, undo)
         path, storages = assigned_disk(volume, str(handle.address), read_only=mount.readonly)
         note = direct_volume.user_file(volume.path, self._direct.sandbox_id)
         entry = self._ledger.add("file", path=note)
@@ -384,23 +385,8 @@ class PodVolumes:
         self._direct.add(volume.path, path, handle, self._vm)
         return Placed(path, storages)
 
-    async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:
-        vm = self._vm
-        named = vm.hypervisor.capabilities.block_serial
-        device = disk(
-            self._config.hypervisor,
-            f"volume-{self._serial}",
-            path,
-            read_only=read_only,
-            serial=sha256_hex(os.fsencode(path))[:20] if named else "",
-        )
-        handle = await vm.hypervisor.attach(device)
-
-        async def detach() -> None:
-            await vm.detach(handle, DETACH_TIMEOUT_S)
-
-        undo.push(f"disk {path}", detach, timeout=DETACH_TIMEOUT_S + 2)
-        return handle
+    def _disk_name(self) -> str:
+        return f"volume-{self._serial}"
 
     def _gone(self) -> bool:
         hypervisor: Hypervisor = self._vm.hypervisor

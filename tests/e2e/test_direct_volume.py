@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ctr import Ctr
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 MIB = 1 << 20
@@ -84,3 +85,50 @@ def test_a_missing_device_is_said(ctr: Ctr, volume: Path, disk: Path) -> None:
     output = ctr.run("true", options=mount)
     assert output.code != 0
     assert f"no disk image at {disk}" in output.error
+
+
+@pytest.fixture
+def storage_daemon(disk: Path) -> Iterator[Path]:
+    """A socket at which another process serves the disk over vhost-user, as SPDK does."""
+    socket = disk.with_name("vhost.sock")
+    node = f"driver=file,node-name=d,filename={disk}"
+    export = "type=vhost-user-blk,id=e,node-name=d,writable=on,num-queues=2"
+    address = f"addr.type=unix,addr.path={socket}"
+    command = ["qemu-storage-daemon", "--blockdev", node, "--export", f"{export},{address}"]
+    with subprocess.Popen(command) as process:
+        eventually(socket.exists, "the daemon's socket", timeout=20)
+        yield socket
+        process.terminate()
+
+
+def test_a_disk_that_a_daemon_serves(
+    ctr: Ctr, own_run_directories: None, tmp_path: Path, storage_daemon: Path, disk: Path
+) -> None:
+    path = tmp_path / "volume"
+    info = {
+        "volume-type": "spdkvol",
+        "device": f"spdk://{storage_daemon}",
+        "fstype": "ext4",
+        "metadata": {"num_queues": "2", "fsGroup": "2000"},
+    }
+    katapy("add", "--volume-path", path, "--mount-info", json.dumps(info))
+    try:
+        # The type that Kata's runtime-rs wants is as good as a bind mount.
+        mount = ("--mount", f"type=spdkvol,src={path},dst=/v,options=rbind:rw")
+        name = ctr.start("sh", "-c", "echo data >/v/f; sleep 1000", options=mount)
+        script = "stat -c '%a %g' /v; grep ' /v ' /proc/mounts"
+        mode, mounted = ctr.exec(name, "sh", "-c", script).text.splitlines()
+        assert mode == "2775 2000"
+        assert " ext4 " in mounted
+        usage = json.loads(katapy("stats", "--volume-path", path))["usage"]
+        assert 20 * MIB < usage[0]["total"] < 32 * MIB
+        refusal = katapy("resize", "--volume-path", path, "--size", str(64 * MIB), code=1)
+        assert "not the VMM's own disk" in refusal
+        ctr.remove(name)
+        assert ctr.run("cat", "/v/f", options=mount).text == "data"
+    finally:
+        katapy("remove", "--volume-path", path)
+    done = subprocess.run(
+        ["/sbin/debugfs", "-R", "cat f", disk], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "data\n"
