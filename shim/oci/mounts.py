@@ -21,6 +21,7 @@ SOCKET = "uds"
 _BINDS = frozenset((SOCKET, "directvol", "spdkvol", "spoolvol", "vfiovol"))
 """Types that are bind mounts in the guest; those of Kata's direct-assigned volumes too."""
 
+_FOR_KATA = ("io.katacontainers.fs-opt.", "io.katacontainers.volume=")
 _GUEST_TREES = ("/proc", "/sys")
 _GUEST_DEVICES = frozenset(
     f"/dev/{name}"
@@ -50,6 +51,8 @@ class HostMount:
         readonly_below: nor to what is mounted below the source.
         uid_maps: of an id-mapped mount: container id, host id and how many.
         gid_maps: the same of groups.
+        fstype: its type, where it is a disk by its options.
+        options: and these.
         recursive: mounts below the source come with it.
         propagation: flag words such as ``rslave``, in order.
     """
@@ -63,6 +66,8 @@ class HostMount:
     readonly_below: bool = False
     uid_maps: IdMaps = ()
     gid_maps: IdMaps = ()
+    fstype: str = ""
+    options: tuple[str, ...] = ()
 
 
 def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
@@ -73,7 +78,7 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
     """
     found = []
     for index, mount in enumerate(spec.get("mounts", ())):
-        if not is_bind(mount) or served_by_guest(mount):
+        if not (is_bind(mount) or is_disk(mount)) or served_by_guest(mount):
             continue
         source = mount.get("source", "")
         if not source.startswith("/"):
@@ -92,6 +97,8 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
                 readonly_below="rro" in options,
                 uid_maps=_id_maps(mount, "uidMappings"),
                 gid_maps=_id_maps(mount, "gidMappings"),
+                fstype=mount.get("type", "") if is_disk(mount) else "",
+                options=tuple(options) if is_disk(mount) else (),
             )
         )
     return found
@@ -111,6 +118,11 @@ def is_bind(mount: Mapping[str, Any]) -> bool:
     return mount.get("type") in ("bind", *_BINDS) or not {"bind", "rbind"}.isdisjoint(
         mount.get("options", ())
     )
+
+
+def is_disk(mount: Mapping[str, Any]) -> bool:
+    """Whether its options say that it is a disk, in Kata's words (``fs-opt``, ``volume=``)."""
+    return any(option.startswith(_FOR_KATA) for option in mount.get("options", ()))
 
 
 def served_by_guest(mount: Mapping[str, Any]) -> bool:
@@ -160,7 +172,7 @@ def guest_mounts(
                 for option in mount["options"]
                 if not option.startswith("context=")
             ]
-        if not is_bind(mount):
+        if not (is_bind(mount) or is_disk(mount)):
             result.append(rewritten)
             continue
         if is_pod_shm(mount):
@@ -176,7 +188,12 @@ def guest_mounts(
             if sources[index] is None:
                 continue
             rewritten["source"] = sources[index]
-            if mount.get("type") in _BINDS:
+            if is_disk(mount):
+                # The guest has mounted it, with its options.
+                read_only = not _READ_ONLY.isdisjoint(mount["options"])
+                rewritten["type"] = "bind"
+                rewritten["options"] = ["rbind"] + ["ro"] * read_only
+            elif mount.get("type") in _BINDS:
                 rewritten["type"] = "bind"
                 rewritten["options"] = ["rbind", *mount.get("options", ())]
         result.append(rewritten)

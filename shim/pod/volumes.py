@@ -26,6 +26,7 @@ from shim.pod.disks import PodDisks
 from shim.pod.ready import Ready
 from shim.pod.vm import PodVm
 from shim.storage import direct_volume
+from shim.storage.direct_volume import DirectVolume
 from shim.storage.disk import make_scratch
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
@@ -34,6 +35,7 @@ from shim.storage.guest_volumes import (
     memory_volume,
     scratch_disk,
 )
+from shim.storage.kata_volume import disk_of_mount
 from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
 from shim.storage.socket_directory import SocketDirectory
@@ -44,6 +46,7 @@ from shim.storage.volumes import (
     AssignedDisk,
     GuestDirectory,
     MemoryVolume,
+    MountedDisk,
     ProxiedSocket,
     PushedVolume,
     RawDisk,
@@ -55,6 +58,7 @@ from shim.storage.volumes import (
     plan_volume,
 )
 from vmm.hypervisor import Hypervisor
+from vmm.spec import AttachedDevice
 
 SHARE_TIMEOUT_S = 30.0
 LOOK_TIMEOUT_S = 10.0
@@ -187,6 +191,9 @@ class PodVolumes:
             NotFound, InvalidArgument, Unimplemented: there is no such source, or no way.
             VmmError: the VM does not take the disk.
         """
+        disk = disk_of_mount(mount.source, mount.fstype, mount.options)
+        if disk is not None:
+            return await self._use(MountedDisk(disk), mount, cleanup)
         settings = self.settings()
         sockets = mount.recursive and may_have_sockets(mount.source, settings)
         look = partial(look_at, mount.source, sockets=sockets)
@@ -249,7 +256,7 @@ class PodVolumes:
         match plan:
             case SharedVolume():
                 return self._shared_key(plan, mount)
-            case RawDisk() | AssignedDisk():
+            case RawDisk() | AssignedDisk() | MountedDisk():
                 return (plan, mount.readonly)
             case _:
                 return (plan,)
@@ -297,6 +304,10 @@ class PodVolumes:
                 return Placed(*scratch_disk(plan.directory, str(handle.address)))
             case AssignedDisk():
                 return await self._assign(plan, mount, undo)
+            case MountedDisk(volume):
+                handle = await self._assigned(volume, mount, undo)
+                address = str(handle.address)
+                return Placed(*assigned_disk(volume, address, read_only=mount.readonly))
 
     async def _share_path(self, plan: SharedVolume, mount: HostMount, undo: Rollback) -> Placed:
         share, owner = self._share, f"v{self._serial}"
@@ -369,8 +380,7 @@ class PodVolumes:
 
     async def _assign(self, plan: AssignedDisk, mount: HostMount, undo: Rollback) -> Placed:
         volume = plan.volume
-        read_only = mount.readonly or "ro" in volume.options
-        handle = await self._disks.assign(self._disk_name(), volume, read_only, undo)
+        handle = await self._assigned(volume, mount, undo)
         path, storages = assigned_disk(volume, str(handle.address), read_only=mount.readonly)
         note = direct_volume.user_file(volume.path, self._direct.sandbox_id)
         entry = self._ledger.add("file", path=note)
@@ -384,6 +394,12 @@ class PodVolumes:
         await trio.Path(note).write_text(self._direct.address)
         self._direct.add(volume.path, path, handle, self._vm)
         return Placed(path, storages)
+
+    async def _assigned(
+        self, volume: DirectVolume, mount: HostMount, undo: Rollback
+    ) -> AttachedDevice:
+        read_only = mount.readonly or "ro" in volume.options
+        return await self._disks.assign(self._disk_name(), volume, read_only, undo)
 
     def _disk_name(self) -> str:
         return f"volume-{self._serial}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,6 +123,23 @@ def parse(path: str, text: bytes, origin: str) -> DirectVolume:
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise InvalidArgument(f"{origin}: options must be a list of strings")
     metadata = info.get("metadata") or {}
+    return described_volume(path, device, fstype, options, metadata, origin, kind)
+
+
+def described_volume(
+    path: str,
+    device: str,
+    fstype: str,
+    options: Sequence[str],
+    metadata: Any,
+    origin: str,
+    kind: Kind = "block",
+) -> DirectVolume:
+    """Put a description together; its metadata is checked here.
+
+    Raises:
+        InvalidArgument, Unimplemented: as :func:`parse`.
+    """
     if not isinstance(metadata, Mapping):
         raise InvalidArgument(f"{origin}: metadata must be an object")
     group, policy = _group(metadata, origin)

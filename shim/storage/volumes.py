@@ -153,6 +153,13 @@ class AssignedDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MountedDisk:
+    """A disk whose file system the guest mounts, as the mount's own options say."""
+
+    volume: DirectVolume
+
+
+@dataclass(frozen=True, slots=True)
 class RawDisk:
     """A block device that the container sees as one."""
 
@@ -176,6 +183,7 @@ VolumePlan = (
     | GuestDirectory
     | ScratchDisk
     | AssignedDisk
+    | MountedDisk
     | RawDisk
     | ProxiedSocket
 )
