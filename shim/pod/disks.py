@@ -19,6 +19,7 @@ from shim.pod.vfio_groups import function_at, vfio_device
 from shim.pod.vm import PodVm
 from shim.sockets import sha256_hex
 from shim.storage.direct_volume import DirectVolume
+from shim.storage.disk import make_filesystem
 from shim.storage.disks import disk
 from vmm.spec import AttachedDevice, Device, VfioDevice, VhostUserBlockDevice
 
@@ -69,11 +70,14 @@ class PodDisks:
         Raises:
             NotFound, InvalidArgument: there is no such device, or it is of another kind.
             FailedPrecondition: the VM or the host is not set up for it.
+            Internal: its file system can't be made.
             VmmError: the VM does not take it.
         """
         device: Device
         match volume.kind:
             case "block":
+                if volume.create:
+                    await trio.to_thread.run_sync(make_filesystem, volume.device)
                 return await self.attach(name, volume.device, read_only, undo)
             case "vhost-user":
                 device = await self._of_daemon(name, volume)

@@ -35,6 +35,7 @@ _KINDS: Mapping[str, Kind] = {
 }
 _SOCKET_SCHEMES = ("spdk://", "spool://")
 _QUEUES_MAX = 256
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _POLICIES = {"": 0, "Always": 0, "OnRootMismatch": 1}
 
 
@@ -52,6 +53,7 @@ class DirectVolume:
         group_policy: 0 to apply it always, 1 only when the root has another one.
         kind: what the device is.
         queues: request queues of a daemon's disk.
+        create: make its file system first, if there is nothing on it.
     """
 
     path: str
@@ -62,6 +64,7 @@ class DirectVolume:
     group_policy: int = field(default=0)
     kind: Kind = "block"
     queues: int = 1
+    create: bool = False
 
 
 def directory_of(path: str, base: str = DIRECT_VOLUMES) -> str:
@@ -146,8 +149,21 @@ def described_volume(
     queues = str(metadata.get("num_queues", "1"))
     if not queues.isascii() or not queues.isdigit() or not 0 < int(queues) <= _QUEUES_MAX:
         raise InvalidArgument(f"{origin}: num_queues must be a number from 1 to {_QUEUES_MAX}")
+    create = str(metadata.get("createFilesystem", "false")).lower()
+    if create not in _BOOLEANS:
+        raise InvalidArgument(f"{origin}: createFilesystem must be true or false")
+    if _BOOLEANS[create] and (fstype != "ext4" or kind != "block"):
+        raise Unimplemented(f"{origin}: createFilesystem is for ext4 on a device or image file")
     return DirectVolume(
-        path, device, fstype, tuple(options), group, policy, kind=kind, queues=int(queues)
+        path,
+        device,
+        fstype,
+        tuple(options),
+        group,
+        policy,
+        kind=kind,
+        queues=int(queues),
+        create=_BOOLEANS[create],
     )
 
 

@@ -28,10 +28,10 @@ def katapy(*words: str | Path, code: int = 0) -> str:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
+    """An image with nothing on it."""
     path = tmp_path / "disk"
     path.touch()
     os.truncate(path, 32 * MIB)
-    subprocess.run(["/sbin/mkfs.ext4", "-q", "-m", "0", path], check=True)
     return path
 
 
@@ -44,7 +44,7 @@ def volume(own_run_directories: None, tmp_path: Path, disk: Path) -> Iterator[Pa
         "device": str(disk),
         "fstype": "ext4",
         "options": ["noatime"],
-        "metadata": {"fsGroup": "2000"},
+        "metadata": {"fsGroup": "2000", "createFilesystem": "true"},
     }
     path.mkdir()
     katapy("add", "--volume-path", path, "--mount-info", json.dumps(info))
@@ -84,12 +84,13 @@ def test_a_missing_device_is_said(ctr: Ctr, volume: Path, disk: Path) -> None:
     mount = ("--mount", f"type=bind,src={volume},dst=/v,options=rbind:rw")
     output = ctr.run("true", options=mount)
     assert output.code != 0
-    assert f"no disk image at {disk}" in output.error
+    assert f"{disk}: No such file" in output.error
 
 
 @pytest.fixture
 def storage_daemon(disk: Path) -> Iterator[Path]:
     """A socket at which another process serves the disk over vhost-user, as SPDK does."""
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-m", "0", disk], check=True)
     socket = disk.with_name("vhost.sock")
     node = f"driver=file,node-name=d,filename={disk}"
     export = "type=vhost-user-blk,id=e,node-name=d,writable=on,num-queues=2"

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from shim.errors import InvalidArgument, KatapyError, NotFound, Unimplemented
-from shim.storage.disk import make_scratch
+from shim.storage.disk import make_filesystem, make_scratch
 from shim.storage.mounts import bind, mount, unmount
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
@@ -437,6 +437,28 @@ async def a_scratch_disk_is_empty_and_its_owners(base: Path) -> None:
     run("umount", target)
 
 
+async def a_file_system_is_made_where_there_is_nothing(base: Path) -> None:
+    """And nothing that is there is overwritten."""
+    image = base / "image"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    make_filesystem(str(image))
+    target = directory(base / "target")
+    run("mount", "-o", "loop", image, target)
+    (target / "data").write_text("kept")
+    run("umount", target)
+    make_filesystem(str(image))
+    run("mount", "-o", "loop", image, target)
+    assert (target / "data").read_text() == "kept"
+    run("umount", target)
+    run("/sbin/mkswap", "--quiet", image)
+    before = image.read_bytes()
+    make_filesystem(str(image))
+    assert image.read_bytes() == before
+    with pytest.raises(KatapyError, match="No such file"):
+        make_filesystem(str(base / "none"))
+
+
 async def a_failing_rootfs_is_rolled_back(base: Path) -> None:
     """The mounts made before the failing one go again."""
     ledger = Ledger()
@@ -523,6 +545,7 @@ CASES = [
     a_volume_has_no_usable_device_nodes,
     a_packed_rootfs_leaves_only_its_image,
     a_scratch_disk_is_empty_and_its_owners,
+    a_file_system_is_made_where_there_is_nothing,
     what_cannot_be_shared_is_said,
 ]
 

@@ -53,6 +53,8 @@ def test_the_directory_is_katas() -> None:
         (encoded(**{"volume-type": "nfs"}), Unimplemented),
         (encoded(**{"volume-type": "spdkvol"}, device="spdk:x"), InvalidArgument),
         (encoded(metadata={"num_queues": "0"}), InvalidArgument),
+        (encoded(metadata={"createFilesystem": "maybe"}), InvalidArgument),
+        (encoded(fstype="xfs", metadata={"createFilesystem": "true"}), Unimplemented),
         (encoded(metadata={"num_queues": "many"}), InvalidArgument),
     ],
 )
