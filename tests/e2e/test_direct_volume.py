@@ -126,7 +126,6 @@ def test_a_disk_that_a_daemon_serves(
         refusal = katapy("resize", "--volume-path", path, "--size", str(64 * MIB), code=1)
         assert "not the VMM's own disk" in refusal
         ctr.remove(name)
-        assert ctr.run("cat", "/v/f", options=mount).text == "data"
     finally:
         katapy("remove", "--volume-path", path)
     done = subprocess.run(

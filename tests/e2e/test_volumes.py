@@ -57,17 +57,30 @@ def memory_dir(pod: Path) -> Iterator[Path]:
 
 
 def test_memory_empty_dir_is_in_the_guest_and_keeps_its_size(
-    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path
+    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path, huge_dir: Path
 ) -> None:
     script = "stat -c '%a %g' /e; head -c 2000000 /dev/zero >/e/f; stat -c %s /e/f; mount | grep /e"
     # Its pod may have it as its shared memory, with a size of its own.
-    mounts = [*bind(memory_dir, "/e"), *bind(memory_dir, "/dev/shm")]
-    output = ctr.run("sh", "-c", f"{script}; stat -c %s /dev/shm/f", options=[*kubelet, *mounts])
-    mode, size, line, same = output.text.splitlines()
+    mounts = [*bind(memory_dir, "/e"), *bind(memory_dir, "/dev/shm"), *bind(huge_dir, "/h")]
+    script += "; stat -c %s /dev/shm/f; grep ' /h ' /proc/mounts; df -k /h | tail -1"
+    output = ctr.run("sh", "-c", script, options=[*kubelet, *mounts])
+    mode, size, line, same, huge, room = output.text.splitlines()
     assert same == size
+    assert " hugetlbfs " in huge, output.error
+    assert room.split()[1] == "4096"
     assert (mode, size) == ("2777 2000", "1048576"), output.error
     assert " tmpfs " in line.replace("type tmpfs", " tmpfs ")
     assert list(memory_dir.iterdir()) == []
+
+
+@pytest.fixture
+def huge_dir(pod: Path) -> Iterator[Path]:
+    """An emptyDir of huge pages, as kubelet mounts it."""
+    folder = volume(pod, "empty-dir", "huge")
+    options = "pagesize=2M,size=4M"
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", options, "nodev", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 INOTIFY = r"""
