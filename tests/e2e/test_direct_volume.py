@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,12 @@ def storage_daemon(disk: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_a_daemon_serves(
-    ctr: Ctr, own_run_directories: None, tmp_path: Path, storage_daemon: Path, disk: Path
+    ctr: Ctr,
+    own_run_directories: None,
+    configured: Callable[[str], tuple[str, str]],
+    tmp_path: Path,
+    storage_daemon: Path,
+    disk: Path,
 ) -> None:
     path = tmp_path / "volume"
     info = {
@@ -115,8 +120,9 @@ def test_a_disk_that_a_daemon_serves(
     katapy("add", "--volume-path", path, "--mount-info", json.dumps(info))
     try:
         # The type that Kata's runtime-rs wants is as good as a bind mount.
-        mount = ("--mount", f"type=spdkvol,src={path},dst=/v,options=rbind:rw")
-        name = ctr.start("sh", "-c", "echo data >/v/f; sleep 1000", options=mount)
+        mount = f"type=spdkvol,src={path},dst=/v,options=rbind:rw"
+        options = [*configured('[hypervisor.qemu]\nshared_fs = "virtio-fs"'), "--mount", mount]
+        name = ctr.start("sh", "-c", "echo data >/v/f; sleep 1000", options=options)
         script = "stat -c '%a %g' /v; grep ' /v ' /proc/mounts"
         mode, mounted = ctr.exec(name, "sh", "-c", script).text.splitlines()
         assert mode == "2775 2000"

@@ -214,12 +214,17 @@ print(talk(data) == data)
 ASKING = """
 import socket, time
 own = socket.socket(socket.AF_UNIX)
-own.bind("/r/own")
+try:
+    place = "/r/own"
+    own.bind(place)
+except OSError:  # by 9p QEMU 7.2 makes none
+    place = "/dev/own"
+    own.bind(place)
 own.listen()
 def ask(path):
     try:
         with socket.socket(socket.AF_UNIX) as s:
-            s.connect(path)
+            s.connect(place if path == "/r/own" else path)
             if path == "/r/own":
                 own.accept()[0].sendall(b"from the container")
             else:

@@ -65,9 +65,23 @@ class Outer(Protocol):
 
 
 @pytest.fixture
-def spare() -> tuple[str, ...]:
-    """QEMU's arguments for the outer machine's function; tests override it by a parameter."""
-    return CARD
+def volume(tmp_path: Path) -> Path:
+    """An image with a file system of which the outer machine makes a disk."""
+    image = tmp_path / "volume.ext4"
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/file").write_text("on-the-disk")
+    command = ["/sbin/mkfs.ext4", "-q", "-d", f"{tmp_path}/content", str(image), "16M"]
+    subprocess.run(command, check=True)
+    return image
+
+
+@pytest.fixture
+def spare(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """QEMU's arguments for the outer machine's function: a card, or by parameter a disk."""
+    if getattr(request, "param", "card") == "card":
+        return CARD
+    drive = f"if=none,id=spare,format=raw,file={request.getfixturevalue('volume')}"
+    return (*PORT, "-drive", drive, "-device", f"virtio-blk-pci,drive=spare,{ALONE}")
 
 
 @pytest.fixture
@@ -152,32 +166,14 @@ async def test_a_container_has_a_card_of_the_outer_machine(
     assert container == "vfio"
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> Path:
-    """An image with a file system of which the outer machine makes a disk."""
-    image = tmp_path / "volume.ext4"
-    (tmp_path / "content").mkdir()
-    (tmp_path / "content/file").write_text("on-the-disk")
-    command = ["/sbin/mkfs.ext4", "-q", "-d", f"{tmp_path}/content", str(image), "16M"]
-    subprocess.run(command, check=True)
-    return image
-
-
-class TestDisk:
-    """The spare function is a disk."""
-
-    @pytest.fixture
-    def spare(self, volume: Path) -> tuple[str, ...]:
-        drive = f"if=none,id=spare,format=raw,file={volume}"
-        return (*PORT, "-drive", drive, "-device", f"virtio-blk-pci,drive=spare,{ALONE}")
-
-    async def test_a_volume_is_a_disk_of_the_outer_machine(
-        self, outer: Outer, settings: dict[str, str], volume: Path
-    ) -> None:
-        """By a mountInfo.json of type ``vfiovol``."""
-        told = await outer("inner_container", json.dumps({**settings, "runs": "volume"}))
-        lines = {name: words for name, *words in map(str.split, told.splitlines())}
-        assert lines["volume"] == ["ext4", "on-the-disk"]
-        command = ["/sbin/debugfs", "-R", "cat new", str(volume)]
-        done = await trio.run_process(command, capture_stdout=True)
-        assert done.stdout == b"written\n"
+@pytest.mark.parametrize("spare", ["disk"], indirect=True)
+async def test_a_volume_is_a_disk_of_the_outer_machine(
+    outer: Outer, settings: dict[str, str], volume: Path
+) -> None:
+    """By a mountInfo.json of type ``vfiovol``."""
+    told = await outer("inner_container", json.dumps({**settings, "runs": "volume"}))
+    lines = {name: words for name, *words in map(str.split, told.splitlines())}
+    assert lines["volume"] == ["ext4", "on-the-disk"]
+    command = ["/sbin/debugfs", "-R", "cat new", str(volume)]
+    done = await trio.run_process(command, capture_stdout=True)
+    assert done.stdout == b"written\n"
