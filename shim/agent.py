@@ -24,6 +24,7 @@ from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
 from shim.stdio.kata_channel import KataChannel
 from shim.stdio.stream_channel import StreamChannel
+from shim.storage.host_socket import HostSocket
 from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.sync import FileChange
 from shim.ttrpc import status
@@ -378,13 +379,13 @@ class Agent:
         return bytes(answer.data)
 
     def proxy_socket(
-        self, host_path: str, guest_path: str, owner: Owner, cover: str = ""
+        self, host: HostSocket, guest_path: str, owner: Owner, cover: str = ""
     ) -> SocketProxy:
         """A unix socket in the guest that leads to one on the host; run it as a task.
 
         Needs the feature ``sockets``, and ``socket-covers`` with a ``cover``.
         """
-        return SocketProxy(self._client, host_path, guest_path, owner, cover)
+        return SocketProxy(self._client, host, guest_path, owner, cover)
 
     async def volume_stats(
         self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S

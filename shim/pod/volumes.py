@@ -35,6 +35,7 @@ from shim.storage.guest_volumes import (
     memory_volume,
     scratch_disk,
 )
+from shim.storage.host_socket import HostSocket, hold
 from shim.storage.kata_volume import disk_of_mount
 from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
@@ -349,7 +350,16 @@ class PodVolumes:
     async def _proxy(self, plan: ProxiedSocket, undo: Rollback) -> Placed:
         path = f"{GUEST_SANDBOX}/sockets/v{self._serial}"
         owner = Owner(plan.uid, plan.gid, plan.mode)
-        proxy = self._vm.agent.proxy_socket(plan.path, path, owner)
+        # Its directory may be a volume of the pod's too, which can put links there.
+        folder, name = os.path.split(await trio.to_thread.run_sync(os.path.realpath, plan.path))
+        held = hold(folder)
+
+        async def let_go() -> None:
+            os.close(held)
+
+        undo.push(f"directory {folder}", let_go)
+        host = HostSocket(plan.path, held, name)
+        proxy = self._vm.agent.proxy_socket(host, path, owner)
         await self._run(proxy.run, f"socket {plan.path} in the guest", undo)
         return Placed(path)
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import trio
 
-from shim.errors import KatapyError
+from shim.errors import KatapyError, NotFound
+from shim.storage.host_socket import HostSocket, hold
 from shim.storage.options import Owners
 from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.watch import NAMES, Watch
@@ -33,9 +34,12 @@ RETRY_S = 0.5
 TRIES = 20
 """A server binds its socket first and listens at it then; nothing tells of that."""
 SETTLE_S = 0.05
+LOOKS_MAX = 3
+"""In a row: who makes directories all the time is not waited for."""
+_LIMIT = "fs.inotify.max_user_instances, max_user_watches"
 
-MakeProxy = Callable[[str, str, Owner, str], SocketProxy]
-"""From the host's path, the agent's path, its owner, and the path to be covered."""
+MakeProxy = Callable[[HostSocket, str, Owner, str], SocketProxy]
+"""From the host's socket, the agent's path, its owner, and the path to be covered."""
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +136,9 @@ class SocketDirectory:
         self._make = make
         self._owners = owners
         self._known: dict[str, _Socket] = {}
+        self._folder = -1
+        self._watched: set[str] = set()
+        self._pause = trio.CancelScope()
         self._serial = 0
         self._warned = False
 
@@ -139,14 +146,34 @@ class SocketDirectory:
         """Serve until cancelled; started once those that answer now are in the guest.
 
         Raises:
-            OSError: the directory can't be watched.
+            NotFound: the directory is gone.
         """
+        try:
+            self._folder = hold(self._source)
+        except OSError as error:
+            raise NotFound(f"volume {self._source}: {error.strerror}") from error
+        try:
+            await self._follow(task_status)
+        finally:
+            os.close(self._folder)
+
+    async def _follow(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            with Watch(NAMES) as watch:
+            try:
+                watch = Watch(NAMES)
+            except OSError as error:
+                # The directory itself is of use without.
+                text = "volume %s: sockets that come later are not in the guest: %s (%s)"
+                _log.warning(text, self._source, error.strerror, _LIMIT)
+                await self._settle(None, nursery)
+                task_status.started()
+                await trio.sleep_forever()
+            with watch:
                 await self._settle(watch, nursery)
                 task_status.started()
                 while True:
-                    with trio.move_on_after(RETRY_S if self._waiting() else math.inf):
+                    self._pause = trio.move_on_after(RETRY_S if self._waiting() else math.inf)
+                    with self._pause:
                         await watch.changed()
                         await trio.sleep(SETTLE_S)
                         watch.drain()
@@ -155,14 +182,27 @@ class SocketDirectory:
     def _waiting(self) -> bool:
         return any(s.proxy is None and s.tries < TRIES for s in self._known.values())
 
-    async def _settle(self, watch: Watch, nursery: trio.Nursery) -> None:
-        """Have the guest's sockets be what the host's are now."""
+    async def _look(self, watch: Watch | None) -> Found:
+        found = Found({}, (), True)
         try:
-            found = await trio.to_thread.run_sync(find_sockets, self._source)
-            watch.add(found.directories)
-            found = await trio.to_thread.run_sync(find_sockets, self._source)
+            for _ in range(LOOKS_MAX):
+                found = await trio.to_thread.run_sync(find_sockets, self._source)
+                if watch is None or self._watched.issuperset(found.directories):
+                    break
+                # What came before the watch is seen by another look.
+                watch.add(found.directories)
+                self._watched = set(found.directories)
         except FileNotFoundError:
-            found = Found({}, (), True)
+            return Found({}, (), True)
+        except OSError as error:
+            text = "volume %s: not all changes of its sockets are seen: %s (%s)"
+            _log.warning(text, self._source, error.strerror, _LIMIT)
+        self._watched.intersection_update(found.directories)
+        return found
+
+    async def _settle(self, watch: Watch | None, nursery: trio.Nursery) -> None:
+        """Have the guest's sockets be what the host's are now."""
+        found = await self._look(watch)
         if not found.complete and not self._warned:
             self._warned = True
             _log.warning(
@@ -181,18 +221,21 @@ class SocketDirectory:
                     await known.proxy.cover_again()
             if known.proxy is None and known.tries < TRIES:
                 known.tries += 1
-                if await answers(f"{self._source}/{name}"):
-                    await self._begin(name, known, owner, nursery)
+                host = HostSocket(f"{self._source}/{name}", self._folder, name)
+                if await answers(host):
+                    await self._begin(host, known, owner, nursery)
 
-    async def _begin(self, name: str, known: _Socket, owner: Owner, nursery: trio.Nursery) -> None:
+    async def _begin(
+        self, host: HostSocket, known: _Socket, owner: Owner, nursery: trio.Nursery
+    ) -> None:
         self._serial += 1
         if self._owners is not None:
             owner = Owner(self._owners.uid(owner.uid), self._owners.gid(owner.gid), owner.mode)
         proxy = self._make(
-            f"{self._source}/{name}",
+            host,
             f"{self._listening}-{self._serial}",
             owner,
-            f"{self._shared}/{name}",
+            f"{self._shared}/{host.name}",
         )
         known.scope, known.proxy = trio.CancelScope(), proxy
         await nursery.start(self._serve, known, known.scope)
@@ -206,13 +249,17 @@ class SocketDirectory:
             with scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(proxy.run)
-                    begun = True
+                    begun, known.tries = True, 0
                     task_status.started()
         except* KatapyError as group:
-            _log.warning("%s", group.exceptions[0])
+            level = logging.WARNING if known.tries <= 1 else logging.DEBUG
+            _log.log(level, "%s", group.exceptions[0])
         finally:
             if known.proxy is proxy:
                 known.proxy = known.scope = None
+            if not scope.cancel_called:
+                again = trio.current_time() + RETRY_S
+                self._pause.deadline = min(self._pause.deadline, again)
         if not begun:
             task_status.started()
 
@@ -221,15 +268,14 @@ class SocketDirectory:
             known.scope.cancel()
 
 
-async def answers(path: str) -> bool:
+async def answers(host: HostSocket) -> bool:
     """Whether a program of this host accepts connections (streams) at a socket.
 
     It sees one that ends at once.
     """
-    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as sock:
-        with trio.move_on_after(PROBE_TIMEOUT_S):
-            try:
-                await sock.connect(path)
-            except OSError:
-                return False
-        return True
+    with trio.move_on_after(PROBE_TIMEOUT_S):
+        try:
+            await (await host.connect()).aclose()
+        except OSError:
+            return False
+    return True

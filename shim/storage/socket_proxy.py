@@ -21,6 +21,7 @@ from shim.errors import Unavailable
 from shim.guest_connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 
 if TYPE_CHECKING:
+    from shim.storage.host_socket import HostSocket
     from shim.ttrpc.client import Client
     from shim.ttrpc.stream import ClientStream
 
@@ -45,7 +46,7 @@ class SocketProxy:
 
     Args:
         client: the connection to the agent.
-        host_path: the socket on the host; connected anew for each connection, so a
+        host: the socket on the host; connected anew for each connection, so a
             server that is started again is found.
         guest_path: where the guest listens; at most 107 bytes.
         owner: whose the guest's socket is.
@@ -53,10 +54,10 @@ class SocketProxy:
     """
 
     def __init__(
-        self, client: Client, host_path: str, guest_path: str, owner: Owner, cover: str = ""
+        self, client: Client, host: HostSocket, guest_path: str, owner: Owner, cover: str = ""
     ) -> None:
         self._client = client
-        self._host_path = host_path
+        self._host = host
         self._guest_path = guest_path
         self._owner = owner
         self._cover = cover
@@ -89,14 +90,14 @@ class SocketProxy:
                             elif len(nursery.child_tasks) < CONNECTIONS_MAX:
                                 nursery.start_soon(self._serve, number)
                             else:  # the guest closes what is not taken
-                                _log.warning("socket %s: too many connections", self._host_path)
+                                _log.warning("socket %s: too many connections", self._host.path)
                     finally:
                         self._stream = None
                         give_up(stream)
             except BROKEN as error:
                 failure = error
             nursery.cancel_scope.cancel()
-        raise Unavailable(f"socket {self._host_path} in the guest: {failure or 'it has ended'}")
+        raise Unavailable(f"socket {self._host.path} in the guest: {failure or 'it has ended'}")
 
     async def cover_again(self) -> None:
         """Cover the host's socket anew: another one has taken its place."""
@@ -119,12 +120,12 @@ class SocketProxy:
                     give_up(stream)
         except* BROKEN as error:  # of a relay's task it comes in a group
             reason = error.exceptions[0]
-            _log.debug("socket %s: a connection broke: %s", self._host_path, reason)
+            _log.debug("socket %s: a connection broke: %s", self._host.path, reason)
 
     async def _connect(self) -> trio.SocketStream | None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                return await trio.open_unix_socket(self._host_path)
+                return await self._host.connect()
         except (OSError, trio.TooSlowError) as error:
-            _log.warning("socket %s: nobody answers on the host: %s", self._host_path, error)
+            _log.warning("socket %s: nobody answers on the host: %s", self._host.path, error)
             return None

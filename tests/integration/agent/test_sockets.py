@@ -15,6 +15,7 @@ import trio
 from protos.kata import health_pb2
 from protos.kata.agent_pb2 import CreateContainerRequest
 from shim.errors import Unavailable
+from shim.storage.host_socket import HostSocket, hold
 from shim.storage.socket_proxy import Owner, SocketProxy
 from tests.integration.agent.conftest import (
     LIMIT,
@@ -25,6 +26,11 @@ from tests.integration.agent.conftest import (
 )
 
 pytestmark = pytest.mark.root
+
+
+def host_socket(path: Path) -> HostSocket:
+    """A socket by its path; the descriptor is the test process's until its end."""
+    return HostSocket(str(path), hold(str(path.parent)), path.name)
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -46,7 +52,7 @@ async def serve(path: Path, *, task_status: trio.TaskStatus[None]) -> None:
 async def proxied(agent: AgentProcess, guest: Guest, path: Path) -> AsyncIterator[Path]:
     """The socket in the guest, by its path on this host."""
     inside = "/run/kata-containers/sandbox/sockets/v1"
-    proxy = SocketProxy(guest.client, str(path), inside, Owner(0, 7, 0o660))
+    proxy = SocketProxy(guest.client, host_socket(path), inside, Owner(0, 7, 0o660))
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)
         yield agent.root / "sandbox/sockets/v1"
@@ -128,7 +134,7 @@ async def test_the_end_takes_socket_and_connections_along(
 
 async def test_a_path_that_is_too_long_is_refused(guest: Guest, tmp_path: Path) -> None:
     long = "/run/kata-containers/sandbox/sockets/" + "x" * 100
-    proxy = SocketProxy(guest.client, str(tmp_path / "s"), long, Owner(0, 0, 0o600))
+    proxy = SocketProxy(guest.client, host_socket(tmp_path / "s"), long, Owner(0, 0, 0o600))
     with trio.fail_after(LIMIT), pytest.raises(Unavailable, match="too long"):
         await proxy.run()
 
@@ -172,7 +178,7 @@ async def test_a_socket_of_a_shared_directory_is_covered(
 
     def proxy(cover: str) -> SocketProxy:
         listening = "/run/kata-containers/sandbox/sockets/v2"
-        return SocketProxy(guest.client, str(path), listening, Owner(0, 7, 0o660), cover)
+        return SocketProxy(guest.client, host_socket(path), listening, Owner(0, 7, 0o660), cover)
 
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
@@ -260,7 +266,7 @@ async def test_a_container_follows_the_covers_of_its_volume(
                 await nursery.start(serve, inside / "volume/s")
                 proxy = SocketProxy(
                     guest.client,
-                    str(tmp_path / "none"),
+                    host_socket(tmp_path / "none"),
                     "/run/kata-containers/sandbox/sockets/v3",
                     Owner(0, 7, 0o660),
                     f"{point}/volume/s",

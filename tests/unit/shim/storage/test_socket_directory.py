@@ -14,6 +14,7 @@ import trio
 
 from shim.errors import Unavailable
 from shim.storage import socket_directory
+from shim.storage.host_socket import HostSocket, hold
 from shim.storage.options import IdMap, Owners
 from shim.storage.socket_directory import SocketDirectory, answers, find_sockets
 from shim.storage.socket_proxy import Owner
@@ -57,12 +58,27 @@ async def test_only_a_listening_stream_socket_answers(tmp_path: Path) -> None:
     datagram.bind(str(tmp_path / "datagram"))
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(str(tmp_path / "bound"))
+    folder = hold(str(tmp_path))
+
+    def host(name: str) -> HostSocket:
+        return HostSocket(f"{tmp_path}/{name}", folder, name)
+
     with serve(tmp_path / "s") as full, datagram, bound:
-        assert await answers(str(tmp_path / "s"))
+        assert await answers(host("s"))
         full.listen(0)  # its queue holds the one above
-        assert await answers(str(tmp_path / "s"))
-        for name in ("datagram", "bound", "none", "x" * 200):
-            assert not await answers(str(tmp_path / name))
+        assert await answers(host("s"))
+        # No link leads anywhere, last or on the way, and no other kind of file.
+        (tmp_path / "inner").mkdir()
+        with serve(tmp_path / "inner/s"):
+            assert await answers(host("inner/s"))
+            (tmp_path / "folder").symlink_to("inner")
+            assert not await answers(host("folder/s"))
+        (tmp_path / "link").symlink_to("s")
+        (tmp_path / "file").touch()
+        refused = ("datagram", "bound", "none", "x" * 300, "link", "inner", "file")
+        for name in refused:
+            assert not await answers(host(name)), name
+    os.close(folder)
 
 
 class Guest:
@@ -72,9 +88,10 @@ class Guest:
         self.covered: dict[str, Any] = {}
         self.again: list[str] = []
         self.failing = False
+        self.lost = trio.Event()
 
-    def make(self, host: str, guest: str, owner: Owner, cover: str) -> Any:
-        return Proxy(self, (host, guest, owner), cover)
+    def make(self, host: HostSocket, guest: str, owner: Owner, cover: str) -> Any:
+        return Proxy(self, (host.path, guest, owner), cover)
 
 
 class Proxy:
@@ -87,9 +104,10 @@ class Proxy:
         self._guest.covered[self._cover] = self._what
         task_status.started()
         try:
-            await trio.sleep_forever()
+            await self._guest.lost.wait()
         finally:
             del self._guest.covered[self._cover]
+        raise Unavailable("it has ended")
 
     async def cover_again(self) -> None:
         self._guest.again.append(self._cover)
@@ -153,3 +171,25 @@ async def test_a_guest_that_refuses_is_asked_again(tmp_path: Path, guest: Guest)
             assert guest.covered == {}
             guest.failing = False
             await until(lambda: guest.covered)
+
+
+async def test_one_that_the_guest_loses_comes_again(tmp_path: Path, guest: Guest) -> None:
+    with serve(tmp_path / "s"):
+        async with following(tmp_path, guest):
+            lost, guest.lost = guest.lost, trio.Event()
+            lost.set()
+            await until(lambda: not guest.covered)
+            await until(lambda: guest.covered)
+
+
+async def test_without_a_watch_there_is_what_is_there_at_first(
+    tmp_path: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_changes: int) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket_directory, "Watch", refuse)
+    with serve(tmp_path / "s"):
+        async with following(tmp_path, guest):
+            assert "/share/v/s" in guest.covered
+    assert "max_user_instances" in caplog.text
