@@ -196,6 +196,20 @@ async def find(loop: Loop, driver: str, source: str) -> str:
     return await wait_for(loop, look_for_open, rescan, f"disk {source} ({driver})")
 
 
+async def find_partition(loop: Loop, disk: str, number: int) -> str:
+    """Wait for a partition of a disk and return its device node.
+
+    Raises:
+        TtrpcError: NOT_FOUND when it didn't appear in time.
+    """
+    node = f"{disk}{'p' if disk[-1].isdigit() else ''}{number}"
+
+    def look() -> str:
+        return node if os.path.exists(node) and _opens(node) else ""
+
+    return await wait_for(loop, look, lambda: None, f"partition {node}")
+
+
 async def find_function(loop: Loop, path: str) -> str:
     """Wait for a PCI function at a guest PCI path and return its sysfs folder.
 

@@ -15,13 +15,14 @@ from .loop import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .loop import Loop
 
 # Python ignores these; a program must not inherit that.
 _DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ)
 _ADOPTION_LIMIT = 4096
+_TEXT_MAX = 4096
 
 
 class Exit:
@@ -146,6 +147,30 @@ class Children:
         watched = self._exits[pid] = Exit(self._loop)
         return pid, watched
 
+    async def call(self, work: Callable[[], None], timeout: float) -> str:
+        """Run something in a copy of this process, which may change what threads share.
+
+        Args:
+            work: it must not touch the loop.
+            timeout: seconds, after which it is killed.
+
+        Returns:
+            What went wrong, "" for nothing.
+        """
+        result = os.memfd_create("result", os.MFD_CLOEXEC)
+        try:
+            pid = os.fork()
+            if not pid:
+                _run(work, result)
+            ended = self._exits[pid] = Exit(self._loop)
+            if await ended.wait(timeout) is None:
+                os.kill(pid, _signal.SIGKILL)
+                return f"it takes more than {timeout:g} s"
+            text = os.pread(result, _TEXT_MAX, 0).decode(errors="replace")
+            return text or ("" if ended.code == 0 else f"it ended with {ended.code}")
+        finally:
+            os.close(result)
+
     async def output(self, argv: Sequence[str], data: bytes = b"") -> tuple[int, bytes]:
         """Run a program to its end with `data` on its standard input.
 
@@ -188,6 +213,19 @@ class _Adopting:
 
 def _ignore(_signum: int, _frame: object) -> None:
     """Exist, so that the signal interrupts the loop."""
+
+
+def _run(work: Callable[[], None], result: int) -> None:
+    """Run something and end the process; never returns."""
+    code = 1
+    try:
+        _signal.set_wakeup_fd(-1)  # the pipe is its parent's too
+        work()
+        code = 0
+    except OSError as error:
+        os.write(result, f"{error.filename or ''}: {error.strerror}".encode())
+    finally:
+        os._exit(code)
 
 
 def find_program(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 
-from . import cgroup, jsonlite
+from . import cgroup, jsonlite, libc
 from .log import log
 from .process import Process
 from .stdio import Console, Pipes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BASE = "/run/kata-containers"
 RESERVED = frozenset({"shared", "sandbox", "image", "virtual-volumes"})
+_NAME_KEYS = ("io.kubernetes.cri.container-name", "io.kubernetes.cri-o.ContainerName")
 _KILL_SECONDS = 10.0
 _LINGER_SECONDS = 10.0
 
@@ -116,6 +117,7 @@ class Container:
 
     __slots__ = (
         "_lingering",
+        "_root",
         "_runtime",
         "_spec",
         "_starting",
@@ -135,6 +137,7 @@ class Container:
         self.id = container_id
         self.bundle = f"{BASE}/{container_id}"
         self.cgroup = ""
+        self._root = ""
         self.execs: dict[str, Process] = {}
         self._starting: set[str] = set()
         self._lingering: set[Process] = set()  # ended execs whose output may yet be asked for
@@ -152,6 +155,16 @@ class Container:
         """An annotation of its spec, "" without it."""
         return str((self._spec.get("annotations") or {}).get(key, ""))
 
+    @property
+    def name(self) -> str:
+        """Its name in its pod, its id where nobody gave it one."""
+        return next(filter(None, map(self.annotation, _NAME_KEYS)), self.id)
+
+    @property
+    def running(self) -> bool:
+        """Whether its init runs its program."""
+        return self.started and self.init is not None and self.init.running
+
     async def create(self, config: bytes) -> Process:
         """Build the bundle and have crun create the container, init blocked before exec.
 
@@ -168,6 +181,7 @@ class Container:
         try:
             with open(f"{self.bundle}/config.json", "wb") as file:
                 file.write(config)
+            self._hold_root()
             self.init = await self._runtime.launch(
                 self.id,
                 bool((self._spec.get("process") or {}).get("terminal")),
@@ -177,6 +191,7 @@ class Container:
                 self.id,
             )
         except TtrpcError as error:
+            self._release_root()
             remove_tree(self.bundle)
             # crun does not always say which program it could not run.
             program = " ".join(((self._spec.get("process") or {}).get("args") or [])[:1])
@@ -188,6 +203,25 @@ class Container:
         # Where a container that is to see this one's processes finds their namespace.
         os.symlink(f"/proc/{self.init.pid}/ns/pid", f"{self.bundle}/pid-namespace")
         return self.init
+
+    def _hold_root(self) -> None:
+        """Have the root file system be a mount of its own.
+
+        crun makes the mount private that it is on. With 9p that is the share with all
+        volumes, in which containers were to see what is mounted later.
+        """
+        root = self.rootfs
+        if root.startswith("/") and os.path.isdir(root) and not os.path.ismount(root):
+            libc.mount(root, root, "", libc.MS_BIND | libc.MS_REC)
+            self._root = root
+
+    def _release_root(self) -> None:
+        root, self._root = self._root, ""
+        if root:
+            try:
+                libc.umount(root)
+            except OSError as error:
+                log("error", "can't unmount root", container=self.id, error=error)
 
     async def start(self) -> None:
         """Let init go on to its program.
@@ -312,6 +346,7 @@ class Container:
         for process in [*self.execs.values(), *self._lingering, self.init]:
             if process is not None:
                 process.close()
+        self._release_root()
         remove_tree(self.bundle)
 
     async def update(self, resources: Mapping[str, Any]) -> None:

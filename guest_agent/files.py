@@ -42,6 +42,19 @@ def _open_parent(root: str, path: str, mode: int | None) -> tuple[int, str]:
     return current, name
 
 
+def open_place(root: str, path: str) -> int:
+    """Descriptor (O_PATH) of what is at a path below a root, through no symbolic link.
+
+    Raises:
+        OSError: there is nothing.
+    """
+    parent, name = _open_parent(root, path, None)
+    try:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
 def copy(request: Message) -> None:
     """Apply one CopyFile request: a folder, a symbolic link, or a chunk of a file.
 

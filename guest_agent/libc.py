@@ -3,7 +3,8 @@
 `_ctypes` is used directly: the ctypes package around it costs several times as
 much to import, for conveniences not needed here.
 
-Source: mount(2), umount(2), reboot(2), swapon(2), prctl(2), settimeofday(2).
+Source: mount(2), open_tree(2), move_mount(2), umount(2), reboot(2), swapon(2), prctl(2),
+settimeofday(2).
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 
+CLONE_NEWNS = 0x20000
 CLONE_NEWPID = 0x20000000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_T_SYMLINKS = 0x10
 _FUNCFLAG_CDECL = 1
 _FUNCFLAG_USE_ERRNO = 8
 _PR_SET_CHILD_SUBREAPER = 36
@@ -117,6 +124,26 @@ def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
         OSError: EINVAL when nothing is mounted there.
     """
     _call("umount2", os.fsencode(target), flags, path=target)
+
+
+def clone_tree(path: str) -> int:
+    """A descriptor of a copy, attached nowhere, of the mounts from a path on; open_tree(2).
+
+    Raises:
+        OSError: with the path as its file name.
+    """
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    return _call("open_tree", _AT_FDCWD, os.fsencode(path), flags, path=path)
+
+
+def attach_tree(fd: int, path: str) -> None:
+    """Mount such a copy; see move_mount(2).
+
+    Raises:
+        OSError: with the path as its file name.
+    """
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
+    _call("move_mount", fd, b"", _AT_FDCWD, os.fsencode(path), flags, path=path)
 
 
 def power_off() -> None:

@@ -16,7 +16,7 @@ from .storage import enter_submounts, leave_submount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from protos.lite import Message
@@ -96,7 +96,7 @@ class Containers:
         check_id(container_id)
         if container_id in self._containers:
             raise TtrpcError(status.ALREADY_EXISTS, f"container {container_id} exists")
-        for field in ("shared_mounts", "stdin_port", "stdout_port", "stderr_port"):
+        for field in ("stdin_port", "stdout_port", "stderr_port"):
             if request[field]:
                 text = f"CreateContainerRequest.{field} is not implemented by this agent"
                 raise TtrpcError(status.UNIMPLEMENTED, text)
@@ -132,7 +132,9 @@ class Containers:
             try:
                 if not request["oci_spec_json"]:
                     self._namespaces.keep(init.pid, pid=request["sandbox_pidns"])
-            except OSError:
+                if request["shared_mounts"]:
+                    await self._bring_mounts(request["shared_mounts"], init.pid)
+            except BaseException:
                 await container.remove()
                 raise
         except BaseException:
@@ -147,6 +149,19 @@ class Containers:
                 container.cgroup, lambda: self._report_oom(container_id)
             )
             self._runtime.background(container.oom.run(self._runtime.loop))
+
+    async def _bring_mounts(self, mounts: Sequence[Message], init: int) -> None:
+        from .shared_mounts import bring  # few pods have any
+
+        for mount in mounts:
+            await bring(self._runtime.loop, self._runtime.children, self.find, mount, init)
+
+    def find(self, name: str) -> Container | None:
+        """The running container with a name or, where nobody gave it one, an id."""
+        for container in self._containers.values():
+            if container is not None and container.name == name and container.running:
+                return container
+        return None
 
     async def start(self, request: Message) -> None:
         """StartContainer."""

@@ -15,6 +15,7 @@ from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 
 from .channel import listen_unix
+from .covers import Cover
 from .log import log
 from .loop import Event, Nursery
 
@@ -63,14 +64,18 @@ class Sockets:
             text = f"socket {path}: {error.strerror or error}"
             raise TtrpcError(status.INVALID_ARGUMENT, text) from None
         mine: list[int] = []
+        cover = Cover(path, request["cover"]) if request["cover"] else None
         try:
+            _put(cover)
             await stream.send({"connection": 0})
             async with Nursery(self._loop) as nursery:
                 accepting = nursery.spawn(self._accept(listener, stream, mine))
                 while await stream.receive() is not None:
-                    pass
+                    _put(cover)
                 accepting.cancel()
         finally:
+            if cover is not None:
+                cover.take_off()
             listener.close()
             for number in mine:
                 self._drop(number)
@@ -122,6 +127,16 @@ class Sockets:
         finally:
             self._loop.forget(fd)
             os.close(fd)
+
+
+def _put(cover: Cover | None) -> None:
+    if cover is None:
+        return
+    try:
+        cover.put()
+    except OSError as error:
+        text = f"socket {error.filename}: {error.strerror}"
+        raise TtrpcError(status.NOT_FOUND, text) from None
 
 
 class Relay:

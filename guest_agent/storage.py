@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from protos.lite import Message
 
     from .loop import Loop
+    from .watchable import Watched
 
 _SET = {
     "ro": libc.MS_RDONLY,
@@ -72,14 +73,19 @@ _CREATE_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory="
 _OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 _DRIVERS_WITH_DEVICE = frozenset({"blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"})
 _SHARED = "/run/kata-containers/shared/"
+_WATCHABLE, _LAYERS = "watchable-bind", "erofs.multi-layer"
+_LAYER = "X-kata.multi-layer=true"
+_WATCHED_FOLDER = "/watchable/"
 DRIVERS = (
     *sorted(_DRIVERS_WITH_DEVICE),
     "9p",
     "bind",
     "ephemeral",
+    _LAYERS,
     "local",
     "overlayfs",
     "virtio-fs",
+    _WATCHABLE,
 )
 # What one container mounts below a volume with rshared, others of the pod see with rslave.
 _PROPAGATES = frozenset({"virtio-fs", "9p", "ephemeral", "blk", "blk-ccw", "mmioblk", "scsi"})
@@ -130,13 +136,14 @@ def mount(source: str, target: str, fstype: str, options: Sequence[str]) -> None
 class Storages:
     """The mount points in use, with their number of users."""
 
-    __slots__ = ("_adding", "_loop", "_mounted", "_users")
+    __slots__ = ("_adding", "_loop", "_mounted", "_users", "_watched")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._adding = Lock(loop)  # two containers may come with the same mount point at once
         self._users: dict[str, int] = {}
         self._mounted: set[str] = set()
+        self._watched: dict[str, Watched] = {}
 
     async def add_all(self, storages: Sequence[Message], container_dir: str = "") -> list[str]:
         """Mount storages in order; all or none.
@@ -151,6 +158,10 @@ class Storages:
         Raises:
             TtrpcError: a storage is malformed or can't be mounted.
         """
+        if any(s["driver"] == _LAYERS or _LAYER in (s.get("options") or ()) for s in storages):
+            from .erofs_layers import ungrouped  # Kata's runtime-rs alone sends them
+
+            storages = ungrouped(storages, container_dir)
         added: list[str] = []
         try:
             for storage in storages:
@@ -187,10 +198,15 @@ class Storages:
                 text = f"driver options {refused} of {driver} are not implemented by this agent"
                 raise TtrpcError(status.UNIMPLEMENTED, text)
             source = await block.find(self._loop, driver, source)
+            if storage.get("partition"):
+                source = await block.find_partition(self._loop, source, storage["partition"])
         elif driver == "virtio-fs":
             fstype = fstype or "virtiofs"
         elif driver == "9p":
             fstype = fstype or "9p"
+        elif driver == _WATCHABLE:
+            self._watch(source, point)
+            return
         elif driver == "bind":
             fstype = "bind"
         elif driver == "overlayfs":
@@ -221,6 +237,21 @@ class Storages:
         if group is not None:
             apply_group(point, group["group_id"], group["group_change_policy"])
 
+    def _watch(self, source: str, point: str) -> None:
+        from .watchable import Watched  # only Kata's shims ask for it
+
+        base, separator, _ = point.partition(_WATCHED_FOLDER)
+        if not separator:
+            text = f"{_WATCHABLE}: {point} is below no folder {_WATCHED_FOLDER}"
+            raise TtrpcError(status.INVALID_ARGUMENT, text)
+        folder = f"{base}{_WATCHED_FOLDER}".rstrip("/")
+        if folder not in self._mounted:
+            os.makedirs(folder, exist_ok=True)
+            mount("tmpfs", folder, "tmpfs", ["mode=0700", "nodev"])
+            self._mounted.add(folder)
+            self._users[folder] = 1  # until the sandbox ends
+        self._watched[point] = Watched(self._loop, source, point)
+
     async def _until_known(self, fstype: str) -> None:
         """Give a modular kernel, whose drivers load behind the agent, time to have it."""
         waited = 0.0
@@ -239,6 +270,8 @@ class Storages:
                 self._users[point] = users
                 continue
             self._users.pop(point, None)
+            if point in self._watched:
+                self._watched.pop(point).stop()
             if point in self._mounted:
                 self._mounted.discard(point)
                 try:

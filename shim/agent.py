@@ -25,6 +25,7 @@ from shim.oci.kata_spec import kata_process, kata_resources, kata_spec
 from shim.stdio.channel import GuestChannel
 from shim.stdio.kata_channel import KataChannel
 from shim.stdio.stream_channel import StreamChannel
+from shim.storage.host_socket import HostSocket
 from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.sync import FileChange
 from shim.ttrpc import status
@@ -174,6 +175,7 @@ class Agent:
         storages: Sequence[agent_pb2.Storage] = (),
         devices: Sequence[agent_pb2.Device] = (),
         shared_pid_namespace: bool = False,
+        shared_mounts: Sequence[agent_pb2.SharedMount] = (),
         timeout: float = REQUEST_TIMEOUT_S,
     ) -> None:
         """Make a container with its init waiting to be started.
@@ -184,6 +186,7 @@ class Agent:
             storages: mounts to make first, in order.
             devices: devices to wait for first.
             shared_pid_namespace: join the sandbox's pid namespace.
+            shared_mounts: mounts of other containers that it gets.
             timeout: seconds for the whole call.
         """
         request = agent_pb2.CreateContainerRequest(
@@ -192,6 +195,7 @@ class Agent:
             storages=storages,
             devices=devices,
             sandbox_pidns=shared_pid_namespace,
+            shared_mounts=shared_mounts,
         )
         if "oci-json" in self.features:
             request.oci_spec_json = json.dumps(spec).encode()
@@ -379,12 +383,14 @@ class Agent:
         answer = await self._extension.PullFile(request, timeout=REQUEST_TIMEOUT_S)
         return bytes(answer.data)
 
-    def proxy_socket(self, host_path: str, guest_path: str, owner: Owner) -> SocketProxy:
+    def proxy_socket(
+        self, host: HostSocket, guest_path: str, owner: Owner, cover: str = ""
+    ) -> SocketProxy:
         """A unix socket in the guest that leads to one on the host; run it as a task.
 
-        Needs the feature ``sockets``.
+        Needs the feature ``sockets``, and ``socket-covers`` with a ``cover``.
         """
-        return SocketProxy(self._client, host_path, guest_path, owner)
+        return SocketProxy(self._client, host, guest_path, owner, cover)
 
     async def volume_stats(
         self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S

@@ -103,16 +103,18 @@ class PullFileResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ListenSocketRequest(_message.Message):
-    __slots__ = ("path", "mode", "uid", "gid")
+    __slots__ = ("path", "mode", "uid", "gid", "cover")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
+    COVER_FIELD_NUMBER: _ClassVar[int]
     path: str
     mode: int
     uid: int
     gid: int
-    def __init__(self, path: _Optional[str] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    cover: str
+    def __init__(self, path: _Optional[str] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., cover: _Optional[str] = ...) -> None: ...
 
 class SocketAccepted(_message.Message):
     __slots__ = ("connection",)

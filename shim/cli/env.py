@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def as_text(config: Config) -> str:
         lines += ["", f"[{section}]"]
         for key, entry in values.items():
             origin = f"  # {entry['origin']}" if entry["origin"] else ""
-            lines.append(f"{key} = {json.dumps(entry['value'], ensure_ascii=False)}{origin}")
+            lines.append(f"{key} = {_toml(entry['value'])}{origin}")
     return "\n".join(lines)
 
 
@@ -93,11 +93,21 @@ def _sections(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(entry)}' for key, entry in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _plain(value: object) -> object:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(entry) for entry in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     return str(value) if isinstance(value, Path) else value
 
 

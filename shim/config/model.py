@@ -19,6 +19,7 @@ from types import MappingProxyType
 from shim.config import rules
 from shim.config.hypervisors import HYPERVISORS, NAMES, AnyHypervisor, Qemu
 from shim.config.rules import key
+from shim.config.shared_mount import SharedMount, shared_mounts
 from vmm.arch import ARCHITECTURES
 
 
@@ -47,6 +48,7 @@ class Runtime:
     disable_guest_empty_dir: bool = key(True, rules.flag())
     emptydir_mode: str = key("shared-fs", rules.choice("shared-fs", "block-plain"))
     sandbox_bind_mounts: tuple[str, ...] = key((), rules.texts())
+    shared_mounts: tuple[SharedMount, ...] = key((), shared_mounts())
     internetworking_model: str = key("tcfilter", rules.choice("tcfilter", "macvtap", "none"))
     disable_new_netns: bool = key(False, rules.flag())
     dan_conf: Path = key(Path("/run/kata-containers/dans"), rules.path())
@@ -68,6 +70,7 @@ class Katapy:
     guest_kernel: str = key("auto", rules.choice("auto", "debian", "tuned"))
     cache_dir: Path = key(Path("/var/cache/katapy"), rules.path())
     host_network: str = key("refuse", rules.choice("refuse", "none", "proxy"))
+    socket_directories: tuple[str, ...] = key((), rules.texts())
     slirp4netns: Path | None = key(None, rules.found_path("slirp4netns on the PATH"))
 
 

@@ -18,6 +18,10 @@ GUEST_SHM = "/run/kata-containers/sandbox/shm"
 SOCKET = "uds"
 """Type of a mount that leads to a unix socket of the host (shimtest's UDS suite)."""
 
+_BINDS = frozenset((SOCKET, "directvol", "spdkvol", "spoolvol", "vfiovol"))
+"""Types that are bind mounts in the guest; those of Kata's direct-assigned volumes too."""
+
+_FOR_KATA = ("io.katacontainers.fs-opt.", "io.katacontainers.volume=")
 _GUEST_TREES = ("/proc", "/sys")
 _GUEST_DEVICES = frozenset(
     f"/dev/{name}"
@@ -47,6 +51,8 @@ class HostMount:
         readonly_below: nor to what is mounted below the source.
         uid_maps: of an id-mapped mount: container id, host id and how many.
         gid_maps: the same of groups.
+        fstype: its type, where it is a disk by its options.
+        options: and these.
         recursive: mounts below the source come with it.
         propagation: flag words such as ``rslave``, in order.
     """
@@ -60,6 +66,8 @@ class HostMount:
     readonly_below: bool = False
     uid_maps: IdMaps = ()
     gid_maps: IdMaps = ()
+    fstype: str = ""
+    options: tuple[str, ...] = ()
 
 
 def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
@@ -70,7 +78,7 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
     """
     found = []
     for index, mount in enumerate(spec.get("mounts", ())):
-        if not is_bind(mount) or served_by_guest(mount):
+        if not (is_bind(mount) or is_disk(mount)) or served_by_guest(mount):
             continue
         source = mount.get("source", "")
         if not source.startswith("/"):
@@ -89,6 +97,8 @@ def host_mounts(spec: Mapping[str, Any]) -> list[HostMount]:
                 readonly_below="rro" in options,
                 uid_maps=_id_maps(mount, "uidMappings"),
                 gid_maps=_id_maps(mount, "gidMappings"),
+                fstype=mount.get("type", "") if is_disk(mount) else "",
+                options=tuple(options) if is_disk(mount) else (),
             )
         )
     return found
@@ -102,11 +112,17 @@ def _id_maps(mount: Mapping[str, Any], key: str) -> IdMaps:
 def is_bind(mount: Mapping[str, Any]) -> bool:
     """Whether it is a bind mount, by type or by option, as runc sees it.
 
-    ``uds``, containerd's nerdbox's word for a socket of the host, is one as well.
+    ``uds``, containerd's nerdbox's word for a socket of the host, is one as well, and so are
+    the words of Kata's runtime-rs for direct-assigned volumes.
     """
-    return mount.get("type") in ("bind", SOCKET) or not {"bind", "rbind"}.isdisjoint(
+    return mount.get("type") in ("bind", *_BINDS) or not {"bind", "rbind"}.isdisjoint(
         mount.get("options", ())
     )
+
+
+def is_disk(mount: Mapping[str, Any]) -> bool:
+    """Whether its options say that it is a disk, in Kata's words (``fs-opt``, ``volume=``)."""
+    return any(option.startswith(_FOR_KATA) for option in mount.get("options", ()))
 
 
 def served_by_guest(mount: Mapping[str, Any]) -> bool:
@@ -156,7 +172,7 @@ def guest_mounts(
                 for option in mount["options"]
                 if not option.startswith("context=")
             ]
-        if not is_bind(mount):
+        if not (is_bind(mount) or is_disk(mount)):
             result.append(rewritten)
             continue
         if is_pod_shm(mount):
@@ -172,11 +188,34 @@ def guest_mounts(
             if sources[index] is None:
                 continue
             rewritten["source"] = sources[index]
-            if mount.get("type") == SOCKET:
+            if is_disk(mount):
+                # The guest has mounted it, with its options.
+                read_only = not _READ_ONLY.isdisjoint(mount["options"])
+                rewritten["type"] = "bind"
+                rewritten["options"] = ["rbind"] + ["ro"] * read_only
+            elif mount.get("type") in _BINDS:
                 rewritten["type"] = "bind"
                 rewritten["options"] = ["rbind", *mount.get("options", ())]
         result.append(rewritten)
     return result
+
+
+def follow_guest(spec: dict[str, Any], index: int) -> None:
+    """Have a container see what is mounted below one of its mounts later, in the guest.
+
+    Args:
+        spec: the spec, which is changed.
+        index: the mount's place in its list.
+    """
+    mount = spec["mounts"][index]
+    options = list(mount.get("options", ()))
+    if not any(word.endswith(("shared", "slave")) for word in options):
+        options = [word for word in options if word not in _PROPAGATION] + ["rslave"]
+    spec["mounts"][index] = {**mount, "options": options}
+    # Nothing arrives in a mount namespace that cuts itself off first.
+    linux = spec.setdefault("linux", {})
+    if not str(linux.get("rootfsPropagation", "")).endswith(("shared", "slave")):
+        linux["rootfsPropagation"] = "rslave"
 
 
 def _cgroup_mount(mount: Mapping[str, Any]) -> dict[str, Any]:

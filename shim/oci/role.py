@@ -17,6 +17,7 @@ _KEYS = (
     "io.kubernetes.cri-o.ContainerType",
     "io.kubernetes.docker.type",
 )
+_NAME_KEYS = ("io.kubernetes.cri.container-name", "io.kubernetes.cri-o.ContainerName")
 
 
 class Role(enum.Enum):
@@ -48,3 +49,9 @@ def container_role(spec: Mapping[str, Any]) -> Role:
                 raise InvalidArgument(f"annotation {key} is {value!r}, expected one of {known}")
             return _VALUES[value]
     return Role.SINGLE
+
+
+def container_name(spec: Mapping[str, Any]) -> str:
+    """A container's name in its pod, "" where nobody gave it one."""
+    annotations = spec.get("annotations", {})
+    return next((annotations[key] for key in _NAME_KEYS if annotations.get(key)), "")

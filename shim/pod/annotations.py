@@ -1,10 +1,10 @@
 """Pod annotations that change the configuration of one pod.
 
 ``io.katacontainers.config.{hypervisor,runtime,agent}.KEY``, and the same names after
-``io.katapy.config.``. Who may create a pod is not who configures the host, so those of
-the hypervisor must be enabled by the configuration, and programs of the host moreover
-lie where it says. As in Kata an annotation that is not enabled keeps the pod from
-starting, and values are what its Go runtime reads.
+``io.katapy.config.``, where ``katapy`` is one more part. Who may create a pod is not who
+configures the host, so those of the hypervisor must be enabled by the configuration, and
+programs of the host moreover lie where it says. As in Kata an annotation that is not
+enabled keeps the pod from starting, and values are what its Go runtime reads.
 
 Source: Kata's docs/how-to/how-to-set-sandbox-config-kata.md; pkg/oci/utils.go of its Go
 runtime (addAnnotations).
@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 from shim.config.hypervisors import AnyHypervisor, SharingHypervisor
 from shim.config.kata_keys import ALIASES, NOT_YET
 from shim.config.load import check
-from shim.config.model import Agent, Config, Runtime
+from shim.config.model import Agent, Config, Katapy, Runtime
 from shim.config.rules import Refused, rule_of
 from shim.errors import InvalidArgument
 
-Section = TypeVar("Section", bound=AnyHypervisor | Runtime | Agent)
+Section = TypeVar("Section", bound=AnyHypervisor | Runtime | Agent | Katapy)
 
 PREFIXES = ("io.katacontainers.config.", "io.katapy.config.")
 
@@ -39,10 +39,12 @@ _RUNTIME = frozenset(
         "disable_new_netns",
         "internetworking_model",
         "sandbox_cgroup_only",
+        "shared_mounts",
         "vfio_mode",
     )
 )
 _AGENT = frozenset(("container_pipe_size", "kernel_modules"))
+_KATAPY = frozenset(("socket_directories",))
 
 # What protects the host from pods is no pod's to change, whatever the patterns match.
 _HOST_ONLY = frozenset(
@@ -91,6 +93,8 @@ def annotated(
                 config = replace(config, runtime=_set(config.runtime, name, key, value))
             case "agent" if key in _AGENT:
                 config = replace(config, agent=_set(config.agent, name, key, value))
+            case "katapy" if key in _KATAPY:
+                config = replace(config, katapy=_set(config.katapy, name, key, value))
             case _:
                 if key not in NOT_YET.get({"agent": "agent.kata"}.get(part, part), {}):
                     raise InvalidArgument(f"annotation {name} is not known")

@@ -21,7 +21,7 @@ from shim.config.model import Config
 from shim.errors import KatapyError
 from shim.log import Log
 from shim.oci.devices import host_disks
-from shim.oci.mounts import host_mounts
+from shim.oci.mounts import follow_guest, host_mounts
 from shim.pod.vfio import LEFT_TO_CONTAINER, PodVfio
 from shim.pod.vm import PodVm
 from shim.pod.volumes import PodVolumes
@@ -258,6 +258,8 @@ class ContainerFiles:
                 # One file system in the guest, whatever is mounted below it on the host.
                 entry = spec["mounts"][mount.index]
                 entry["options"] = [word for word in entry["options"] if word != "ro"]
+            if placed.follows:
+                follow_guest(spec, mount.index)
             if placed.bring_back is not None and not mount.readonly:
                 volumes.copies.append(placed.bring_back)
             if placed.disk:

@@ -6,10 +6,11 @@ Each thing is pushed on the container's rollback stack before it is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from protos.kata import agent_pb2
 from shim.agent import Agent
 from shim.cgroup.pod_cgroup import PodCgroup
 from shim.cleanup.rollback import Rollback
@@ -19,6 +20,7 @@ from shim.log import Log
 from shim.oci.guest_spec import guest_spec
 from shim.oci.namespaces import Joined
 from shim.oci.resources import GuestLimits
+from shim.oci.role import container_name
 from shim.pod.container_files import ContainerFiles, ContainerVolumes
 from shim.pod.hooks import Hooks
 from shim.pod.resources import PodResources
@@ -139,9 +141,21 @@ async def create_in_guest(
         storages=[*storages, *volumes.storages],
         devices=volumes.devices,
         shared_pid_namespace=joined.shared_pid,
+        shared_mounts=_shared_mounts(config, request, spec),
         timeout=config.runtime.create_container_timeout,
     )
     return hooks, volumes
+
+
+def _shared_mounts(
+    config: Config, request: CreateContainer, spec: Mapping[str, Any]
+) -> list[agent_pb2.SharedMount]:
+    name = container_name(spec) or request.container_id
+    return [
+        agent_pb2.SharedMount(**asdict(mount))
+        for mount in config.runtime.shared_mounts
+        if mount.dst_ctr == name
+    ]
 
 
 async def _remove_in_guest(vm: PodVm, request: CreateContainer) -> None:

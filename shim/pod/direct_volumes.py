@@ -11,7 +11,7 @@ import os
 import trio
 
 from protos.kata import csi_pb2
-from shim.errors import InvalidArgument, NotFound
+from shim.errors import InvalidArgument, NotFound, Unimplemented
 from shim.pod.vm import PodVm
 from shim.storage.disk import size_of
 from vmm.spec import AttachedDevice, BlockDevice
@@ -56,11 +56,13 @@ class DirectVolumes:
 
         Raises:
             NotFound: the pod does not use it.
+            Unimplemented: another process or a PCI device has it.
             InvalidArgument: it is to shrink, or the device is smaller than that.
             Unsupported: the VMM can't tell the guest of a new size.
         """
         point, handle, vm = self._find(volume_path)
-        assert isinstance(handle.device, BlockDevice)
+        if not isinstance(handle.device, BlockDevice):
+            raise Unimplemented(f"volume {volume_path} is not the VMM's own disk, to be resized")
         path = str(handle.device.path)
         now, is_file = await trio.to_thread.run_sync(size_of, path)
         if size < now:

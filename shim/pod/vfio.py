@@ -110,11 +110,7 @@ class PodVfio:
             device = vfio_device(address)
             handle = hypervisor.devices.get(device.id)
             if handle is None:
-                if _place(self._config, "hot_plug_vfio") == NO_PORT:
-                    raise FailedPrecondition(
-                        f"device {group}: [{self._config.hypervisor.section}] hot_plug_vfio is "
-                        "'no-port', and cold_plug_vfio is for devices of a pod's first container"
-                    )
+                require_hot_plug(self._config, f"device {group}")
                 handle = await hypervisor.attach(device)
                 detach = partial(self._vm.detach, handle, DETACH_TIMEOUT_S)
                 held.undo.push(f"device {address}", detach, timeout=DETACH_TIMEOUT_S + 2)
@@ -127,6 +123,15 @@ class PodVfio:
             if not held.users:
                 del self._held[group]
                 await held.undo.unwind()
+
+
+def require_hot_plug(config: Config, what: str) -> None:
+    """Raise FailedPrecondition unless devices may be plugged into a running VM."""
+    if _place(config, "hot_plug_vfio") == NO_PORT:
+        raise FailedPrecondition(
+            f"{what}: [{config.hypervisor.section}] hot_plug_vfio is 'no-port', and "
+            "cold_plug_vfio is for devices of a pod's first container"
+        )
 
 
 def _place(config: Config, key: str) -> str:

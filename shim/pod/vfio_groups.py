@@ -22,6 +22,7 @@ SYSFS = Path("/sys")
 FOLDER = "/dev/vfio/"
 _CONTAINER = "/dev/vfio/vfio"  # opens all groups and is no device itself
 _GROUP = re.compile(r"/dev/vfio/(\d+)")
+_ADDRESS = re.compile(r"(?:([0-9A-Fa-f]{4}):)?([0-9A-Fa-f]{2}:[01][0-9A-Fa-f]\.[0-7])")
 _BRIDGE = "0x06"  # PCI class: host bridges, ports
 
 
@@ -78,6 +79,34 @@ def functions_of(path: str, sysfs: Path = SYSFS) -> list[str]:
                 "must be bound to vfio-pci (driverctl set-override, or driver_override in sysfs)"
             )
     return addresses
+
+
+def function_at(device: str, sysfs: Path = SYSFS) -> str:
+    """Return the full PCI address of the one function that a device's name means.
+
+    Args:
+        device: a group of one function, or an address, with its domain or without.
+        sysfs: where sysfs is mounted.
+
+    Raises:
+        InvalidArgument: it is no name of one function.
+        NotFound, FailedPrecondition: as :func:`functions_of`, for its group.
+    """
+    if _GROUP.fullmatch(device):
+        functions = functions_of(device, sysfs)
+        if len(functions) > 1:
+            raise InvalidArgument(f"{device} has {', '.join(functions)}: name one of them")
+        return functions[0]
+    match = _ADDRESS.fullmatch(device)
+    if match is None:
+        raise InvalidArgument(f"{device!r} is neither a VFIO group nor a PCI address")
+    address = f"{match[1] or '0000'}:{match[2]}".lower()
+    try:
+        group = os.path.basename(os.readlink(sysfs / "bus/pci/devices" / address / "iommu_group"))
+    except OSError as error:
+        raise NotFound(f"PCI device {address}: it is not there, or has no IOMMU") from error
+    functions_of(f"{FOLDER}{group}", sysfs)
+    return address
 
 
 def vfio_device(address: str) -> VfioDevice:

@@ -22,12 +22,12 @@ from shim.config.model import Config
 from shim.log import Log
 from shim.oci.mounts import HostMount
 from shim.pod.direct_volumes import DirectVolumes
+from shim.pod.disks import PodDisks
 from shim.pod.ready import Ready
 from shim.pod.vm import PodVm
-from shim.sockets import sha256_hex
 from shim.storage import direct_volume
+from shim.storage.direct_volume import DirectVolume
 from shim.storage.disk import make_scratch
-from shim.storage.disks import disk
 from shim.storage.guest_volumes import (
     GUEST_SANDBOX,
     assigned_disk,
@@ -35,8 +35,11 @@ from shim.storage.guest_volumes import (
     memory_volume,
     scratch_disk,
 )
+from shim.storage.host_socket import HostSocket, hold
+from shim.storage.kata_volume import disk_of_mount
 from shim.storage.options import IdMap, Owners
 from shim.storage.share import Share
+from shim.storage.socket_directory import SocketDirectory
 from shim.storage.socket_proxy import Owner
 from shim.storage.source import look_at
 from shim.storage.sync import FileChange, SyncedFiles
@@ -44,6 +47,7 @@ from shim.storage.volumes import (
     AssignedDisk,
     GuestDirectory,
     MemoryVolume,
+    MountedDisk,
     ProxiedSocket,
     PushedVolume,
     RawDisk,
@@ -51,12 +55,12 @@ from shim.storage.volumes import (
     SharedVolume,
     VolumePlan,
     VolumeSettings,
+    may_have_sockets,
     plan_volume,
 )
 from vmm.hypervisor import Hypervisor
 from vmm.spec import AttachedDevice
 
-DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
 LOOK_TIMEOUT_S = 10.0
 
@@ -73,6 +77,7 @@ class Placed:
         storages: mounts the agent makes first.
         disk: where the guest finds the disk that is the volume, "" for a directory.
         guarded: it is read-only by itself, and what is mounted below it is not.
+        follows: the guest mounts more below it, which its containers are to see.
         bring_back: has the host's file be as the guest's copy; None where it is no copy of a
             file.
     """
@@ -81,6 +86,7 @@ class Placed:
     storages: tuple[agent_pb2.Storage, ...] = ()
     disk: str = ""
     guarded: bool = False
+    follows: bool = False
     bring_back: Callable[[], Awaitable[None]] | None = None
 
 
@@ -98,6 +104,7 @@ class _View(NamedTuple):
     writable_below: bool
     follow: bool
     owners: Owners | None
+    sockets: bool
 
 
 def _owners(mount: HostMount) -> Owners | None:
@@ -155,6 +162,7 @@ class PodVolumes:
         self._log = log
         self._held: dict[tuple[object, ...], _Held] = {}
         self._making = trio.Lock()
+        self._disks = PodDisks(vm, config)
         self._serial = 0
 
     def settings(self) -> VolumeSettings:
@@ -169,6 +177,8 @@ class PodVolumes:
             can_attach=self._vm.hypervisor.capabilities.block_hot != "none",
             can_push="push-files" in features,
             can_listen="sockets" in features,
+            can_cover="socket-covers" in features and self._share is not None,
+            socket_directories=self._config.katapy.socket_directories,
         )
 
     async def add(self, mount: HostMount, cleanup: Rollback) -> Placed:
@@ -182,12 +192,20 @@ class PodVolumes:
             NotFound, InvalidArgument, Unimplemented: there is no such source, or no way.
             VmmError: the VM does not take the disk.
         """
+        disk = disk_of_mount(mount.source, mount.fstype, mount.options)
+        if disk is not None:
+            return await self._use(MountedDisk(disk), mount, cleanup)
+        settings = self.settings()
+        sockets = mount.recursive and may_have_sockets(mount.source, settings)
+        look = partial(look_at, mount.source, sockets=sockets)
         with trio.fail_after(LOOK_TIMEOUT_S):
-            source = await trio.to_thread.run_sync(look_at, mount.source, abandon_on_cancel=True)
+            source = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
         owners = _owners(mount)
         if owners is not None:
             source = replace(source, uid=owners.uid(source.uid), gid=owners.gid(source.gid))
-        plan = plan_volume(source, self.settings())
+        plan = plan_volume(source, settings)
+        if isinstance(plan, SharedVolume) and not mount.recursive:
+            plan = replace(plan, sockets=False)  # what is mounted below does not come along
         if stat.S_ISFIFO(source.mode):
             self._log.warning(
                 f"volume {source.path}: through a FIFO of the host the pod's processes reach "
@@ -239,20 +257,23 @@ class PodVolumes:
         match plan:
             case SharedVolume():
                 return self._shared_key(plan, mount)
-            case RawDisk() | AssignedDisk():
+            case RawDisk() | AssignedDisk() | MountedDisk():
                 return (plan, mount.readonly)
             case _:
                 return (plan,)
 
     def _shared_key(self, plan: SharedVolume, mount: HostMount) -> tuple[object, ...]:
         owners = _owners(mount)
-        wanted = _View(mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners)
+        wanted = _View(
+            mount.readonly, _below_is_writable(plan, mount), _follows(mount), owners, plan.sockets
+        )
         views = [wanted]
         if not wanted.writable_below:
             views = [
-                _View(readonly, False, follow, owners)
+                _View(readonly, False, follow, owners, sockets)
                 for readonly in (False, True)[: 1 + wanted.readonly]
                 for follow in (True, False)[: 2 - wanted.follow]
+                for sockets in (True, False)[: 2 - wanted.sockets]
             ]
         keys = [(plan.source, mount.recursive, view) for view in views]
         held = [key for key in keys if key in self._held]
@@ -272,16 +293,22 @@ class PodVolumes:
             case ProxiedSocket():
                 return await self._proxy(plan, undo)
             case RawDisk():
-                handle = await self._attach(plan.path, mount.readonly, undo)
+                name = self._disk_name()
+                handle = await self._disks.attach(name, plan.path, mount.readonly, undo)
                 return Placed(disk=str(handle.address))
             case ScratchDisk():
                 make = partial(
                     make_scratch, plan.directory, uid=plan.uid, gid=plan.gid, mode=plan.mode
                 )
-                handle = await self._attach(await trio.to_thread.run_sync(make), False, undo)
+                image = await trio.to_thread.run_sync(make)
+                handle = await self._disks.attach(self._disk_name(), image, False, undo)
                 return Placed(*scratch_disk(plan.directory, str(handle.address)))
             case AssignedDisk():
                 return await self._assign(plan, mount, undo)
+            case MountedDisk(volume):
+                handle = await self._assigned(volume, mount, undo)
+                address = str(handle.address)
+                return Placed(*assigned_disk(volume, address, read_only=mount.readonly))
 
     async def _share_path(self, plan: SharedVolume, mount: HostMount, undo: Rollback) -> Placed:
         share, owner = self._share, f"v{self._serial}"
@@ -297,7 +324,12 @@ class PodVolumes:
             owners=_owners(mount),
             recursive=mount.recursive,
         )
-        return Placed(path, guarded=below)
+        if plan.sockets:
+            listening = f"{GUEST_SANDBOX}/sockets/{owner}"
+            make = self._vm.agent.proxy_socket
+            sockets = SocketDirectory(plan.source, path, listening, make, _owners(mount))
+            await self._run(sockets.run, f"the way to the sockets in {plan.source}", undo)
+        return Placed(path, guarded=below, follows=plan.sockets)
 
     async def _push(self, plan: PushedVolume, undo: Rollback) -> Placed:
         agent, name = self._vm.agent, f"v{self._serial}"
@@ -318,7 +350,16 @@ class PodVolumes:
     async def _proxy(self, plan: ProxiedSocket, undo: Rollback) -> Placed:
         path = f"{GUEST_SANDBOX}/sockets/v{self._serial}"
         owner = Owner(plan.uid, plan.gid, plan.mode)
-        proxy = self._vm.agent.proxy_socket(plan.path, path, owner)
+        # Its directory may be a volume of the pod's too, which can put links there.
+        folder, name = os.path.split(await trio.to_thread.run_sync(os.path.realpath, plan.path))
+        held = hold(folder)
+
+        async def let_go() -> None:
+            os.close(held)
+
+        undo.push(f"directory {folder}", let_go)
+        host = HostSocket(plan.path, held, name)
+        proxy = self._vm.agent.proxy_socket(host, path, owner)
         await self._run(proxy.run, f"socket {plan.path} in the guest", undo)
         return Placed(path)
 
@@ -349,7 +390,7 @@ class PodVolumes:
 
     async def _assign(self, plan: AssignedDisk, mount: HostMount, undo: Rollback) -> Placed:
         volume = plan.volume
-        handle = await self._attach(volume.device, mount.readonly or "ro" in volume.options, undo)
+        handle = await self._assigned(volume, mount, undo)
         path, storages = assigned_disk(volume, str(handle.address), read_only=mount.readonly)
         note = direct_volume.user_file(volume.path, self._direct.sandbox_id)
         entry = self._ledger.add("file", path=note)
@@ -364,23 +405,14 @@ class PodVolumes:
         self._direct.add(volume.path, path, handle, self._vm)
         return Placed(path, storages)
 
-    async def _attach(self, path: str, read_only: bool, undo: Rollback) -> AttachedDevice:
-        vm = self._vm
-        named = vm.hypervisor.capabilities.block_serial
-        device = disk(
-            self._config.hypervisor,
-            f"volume-{self._serial}",
-            path,
-            read_only=read_only,
-            serial=sha256_hex(os.fsencode(path))[:20] if named else "",
-        )
-        handle = await vm.hypervisor.attach(device)
+    async def _assigned(
+        self, volume: DirectVolume, mount: HostMount, undo: Rollback
+    ) -> AttachedDevice:
+        read_only = mount.readonly or "ro" in volume.options
+        return await self._disks.assign(self._disk_name(), volume, read_only, undo)
 
-        async def detach() -> None:
-            await vm.detach(handle, DETACH_TIMEOUT_S)
-
-        undo.push(f"disk {path}", detach, timeout=DETACH_TIMEOUT_S + 2)
-        return handle
+    def _disk_name(self) -> str:
+        return f"volume-{self._serial}"
 
     def _gone(self) -> bool:
         hypervisor: Hypervisor = self._vm.hypervisor

@@ -4,7 +4,8 @@ The driver (or ``katapy direct-volume add``) writes a mountInfo.json for the pat
 which kubelet expects the volume, and mounts nothing on the host. The files are Kata's,
 so its CSI drivers work as they are.
 
-Source: Kata's direct block device assignment design; ``kata-runtime direct-volume``.
+Source: Kata's direct block device assignment design; ``kata-runtime direct-volume``; the
+volume types of its runtime-rs.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from shim.errors import InvalidArgument, NotFound, Unimplemented
 
@@ -22,6 +23,19 @@ DIRECT_VOLUMES = "/run/kata-containers/shared/direct-volumes"
 """Where the descriptions are, one directory a volume."""
 INFO_NAME = "mountInfo.json"
 
+Kind = Literal["block", "vhost-user", "vfio"]
+"""A device or image of the host, a disk that a daemon serves, or a PCI function."""
+
+_KINDS: Mapping[str, Kind] = {
+    "block": "block",
+    "directvol": "block",
+    "spdkvol": "vhost-user",
+    "spoolvol": "vhost-user",
+    "vfiovol": "vfio",
+}
+_SOCKET_SCHEMES = ("spdk://", "spool://")
+_QUEUES_MAX = 256
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _POLICIES = {"": 0, "Always": 0, "OnRootMismatch": 1}
 
 
@@ -31,11 +45,15 @@ class DirectVolume:
 
     Attributes:
         path: the volume path on the host that it stands for.
-        device: block device or image file.
+        device: block device or image file; the daemon's socket; a PCI address, or the path
+            of a VFIO group of one.
         fstype: its file system.
         options: mount options.
         group: fsGroup, None without one.
         group_policy: 0 to apply it always, 1 only when the root has another one.
+        kind: what the device is.
+        queues: request queues of a daemon's disk.
+        create: make its file system first, if there is nothing on it.
     """
 
     path: str
@@ -44,6 +62,9 @@ class DirectVolume:
     options: tuple[str, ...] = ()
     group: int | None = None
     group_policy: int = field(default=0)
+    kind: Kind = "block"
+    queues: int = 1
+    create: bool = False
 
 
 def directory_of(path: str, base: str = DIRECT_VOLUMES) -> str:
@@ -88,24 +109,65 @@ def parse(path: str, text: bytes, origin: str) -> DirectVolume:
         raise InvalidArgument(f"{origin}: {error}") from error
     if not isinstance(info, dict):
         raise InvalidArgument(f"{origin}: the top level must be an object")
-    kind = info.get("volume-type", "block")
-    if kind not in ("block", "directvol"):
-        raise Unimplemented(f"{origin}: volume-type {kind!r}; 'block' is what is served")
+    word = info.get("volume-type", "block")
+    if word not in _KINDS:
+        served = ", ".join(_KINDS)
+        raise Unimplemented(f"{origin}: volume-type {word!r}; what is served: {served}")
+    kind = _KINDS[word]
     device, fstype = info.get("device", ""), info.get("fstype", "")
     options = info.get("options") or []
-    if not isinstance(device, str) or not device.startswith("/"):
+    if kind == "vhost-user" and isinstance(device, str):
+        for scheme in _SOCKET_SCHEMES:
+            device = device.removeprefix(scheme)
+    if not isinstance(device, str) or not (device.startswith("/") or kind == "vfio"):
         raise InvalidArgument(f"{origin}: device must be an absolute path")
     if not isinstance(fstype, str) or not fstype:
         raise InvalidArgument(f"{origin}: fstype is missing")
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise InvalidArgument(f"{origin}: options must be a list of strings")
-    group, policy = _group(info.get("metadata") or {}, origin)
-    return DirectVolume(path, device, fstype, tuple(options), group, policy)
+    metadata = info.get("metadata") or {}
+    return described_volume(path, device, fstype, options, metadata, origin, kind)
 
 
-def _group(metadata: Any, origin: str) -> tuple[int | None, int]:
+def described_volume(
+    path: str,
+    device: str,
+    fstype: str,
+    options: Sequence[str],
+    metadata: Any,
+    origin: str,
+    kind: Kind = "block",
+) -> DirectVolume:
+    """Put a description together; its metadata is checked here.
+
+    Raises:
+        InvalidArgument, Unimplemented: as :func:`parse`.
+    """
     if not isinstance(metadata, Mapping):
         raise InvalidArgument(f"{origin}: metadata must be an object")
+    group, policy = _group(metadata, origin)
+    queues = str(metadata.get("num_queues", "1"))
+    if not queues.isascii() or not queues.isdigit() or not 0 < int(queues) <= _QUEUES_MAX:
+        raise InvalidArgument(f"{origin}: num_queues must be a number from 1 to {_QUEUES_MAX}")
+    create = str(metadata.get("createFilesystem", "false")).lower()
+    if create not in _BOOLEANS:
+        raise InvalidArgument(f"{origin}: createFilesystem must be true or false")
+    if _BOOLEANS[create] and (fstype != "ext4" or kind != "block"):
+        raise Unimplemented(f"{origin}: createFilesystem is for ext4 on a device or image file")
+    return DirectVolume(
+        path,
+        device,
+        fstype,
+        tuple(options),
+        group,
+        policy,
+        kind=kind,
+        queues=int(queues),
+        create=_BOOLEANS[create],
+    )
+
+
+def _group(metadata: Mapping[str, Any], origin: str) -> tuple[int | None, int]:
     if metadata.get("encryptionKey"):
         raise Unimplemented(f"{origin}: encryptionKey is not implemented")
     policy = metadata.get("fsGroupChangePolicy", "")

@@ -18,6 +18,7 @@ MKFS_TIMEOUT_S = 60.0
 _SUPERBLOCK = 1024 + 56
 _EXT_MAGIC = b"\x53\xef"
 _MINIMUM = 16 << 20
+_NOTHING_FOUND = 2  # of blkid(8)
 
 
 def block_device_path(major: int, minor: int, hint: str = "") -> str:
@@ -54,6 +55,19 @@ def size_of(path: str) -> tuple[int, bool]:
         return os.lseek(fd, 0, os.SEEK_END), stat.S_ISREG(os.fstat(fd).st_mode)
     finally:
         os.close(fd)
+
+
+def make_filesystem(path: str) -> None:
+    """Make an ext4 file system, unless there is something on a device or image. Blocks.
+
+    Raises:
+        NotFound: it is not there.
+        Internal: util-linux or e2fsprogs is missing or fails.
+    """
+    if not os.path.exists(path):
+        raise NotFound(f"{path}: No such file or directory")
+    if _run(["blkid", "--probe", path], accept=(0, _NOTHING_FOUND)) == _NOTHING_FOUND:
+        _run(["mkfs.ext4", "-q", "-F", "-m", "0", path])
 
 
 def make_scratch(directory: str, *, uid: int, gid: int, mode: int) -> str:
@@ -114,7 +128,7 @@ def _has_ext4(image: str) -> bool:
         return False
 
 
-def _run(command: Sequence[str], text: str = "") -> None:
+def _run(command: Sequence[str], text: str = "", accept: Sequence[int] = (0,)) -> int:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
@@ -126,8 +140,10 @@ def _run(command: Sequence[str], text: str = "") -> None:
             env={"PATH": path},
         )
     except FileNotFoundError as error:
-        raise Internal(f"{command[0]} is not installed (package e2fsprogs)") from error
+        package = "util-linux" if command[0] == "blkid" else "e2fsprogs"
+        raise Internal(f"{command[0]} is not installed (package {package})") from error
     except subprocess.TimeoutExpired as error:
         raise Internal(f"{command[0]}: not done after {MKFS_TIMEOUT_S:g} s") from error
-    if done.returncode:
+    if done.returncode not in accept:
         raise Internal(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
+    return done.returncode

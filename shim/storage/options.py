@@ -191,6 +191,11 @@ def parse_options(options: Sequence[str]) -> MountOptions:
     )
 
 
+def without_propagation(options: Sequence[str]) -> tuple[str, ...]:
+    """Leave out how a mount's events spread."""
+    return tuple(option for option in options if option not in _PROPAGATION)
+
+
 def option_values(data: Sequence[str]) -> Mapping[str, str]:
     """Index ``key=value`` data by key; the last one wins, as in the kernel."""
     return {key: value for key, _, value in (option.partition("=") for option in data)}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from shim.errors import InvalidArgument, Unimplemented
+from shim.storage.kata_volume import OVERLAY_RW, expand_rootfs
 from shim.storage.layers import is_stack, plain_type, resolve
 from shim.storage.options import Mount, parse_options
 
@@ -118,6 +119,7 @@ def plan_rootfs(
         InvalidArgument: options that can't be honoured or a mount outside the root.
         Unimplemented: the VM has no way for it.
     """
+    mounts = expand_rootfs(mounts)
     if is_stack(mounts):
         return _plan_stack(
             tuple(mounts),
@@ -170,10 +172,12 @@ def _plan_stack(
         and not any(option.startswith(("uidmap=", "gidmap=")) for option in top.options)
     ):
         return LayeredRootfs(disks, top)
-    if can_share:
+    in_guest = OVERLAY_RW in top.options
+    if can_share and not in_guest:
         return SharedRootfs(mounts, bundle_root)
+    why = "its changes are to stay in the guest" if in_guest else "this VM shares no directories"
     raise Unimplemented(
-        f"rootfs of {len(layers)} layers: this VM shares no directories and takes no more than "
+        f"rootfs of {len(layers)} layers: {why}, and it takes no more than "
         f"{MAX_LAYERS if can_attach else 0} disks for it, each an image or device of "
         f"{', '.join(sorted(guest_filesystems))}"
     )

@@ -19,7 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -27,7 +27,7 @@ import trio
 from shim.errors import Internal, InvalidArgument, KatapyError, NotFound, Unimplemented
 from shim.storage.layers import Directory, is_stack, resolve
 from shim.storage.mounts import Recorder, bind, mount, unmount
-from shim.storage.options import Mount, Owners
+from shim.storage.options import Mount, Owners, without_propagation
 from shim.storage.rootfs import SharedRootfs
 
 GUEST_SHARE = "/run/kata-containers/shared/containers"
@@ -236,9 +236,9 @@ class Share:
         os.makedirs(parent, mode=0o711, exist_ok=True)
         self._mkdir(made, self._ours, "")
         # Private first: its events are to reach the server, not the host.
-        await self._mount(
-            made, Mount("bind", self._ours, "", ("bind", "rprivate", "rshared")), self._ours, ""
-        )
+        entry = Mount("bind", self._ours, "", ("bind", "rprivate", "rshared"))
+        note = await mount(entry, self._ours, self._recorder)
+        made.made.append(_Made("mount", self._ours, note))
         self._mkdir(made, self.root, "")
         note = await bind(self._ours, self.root, self._recorder, read_only=True, recursive=False)
         made.made.append(_Made("mount", self.root, note))
@@ -256,6 +256,8 @@ class Share:
         contents.made += fresh.made
 
     async def _mount(self, made: _Contents, entry: Mount, target: str, container_id: str) -> None:
+        # A private mount would keep what is mounted in it next from the guest's view.
+        entry = replace(entry, options=without_propagation(entry.options))
         note = await mount(entry, target, _ForContainer(self._recorder, container_id))
         made.made.append(_Made("mount", target, note))
 

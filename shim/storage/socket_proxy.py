@@ -9,6 +9,7 @@ Source: protos/katapy/extension.proto; unix(7).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from shim.errors import Unavailable
 from shim.guest_connection import BROKEN, SERVICE, WINDOW, Relay, give_up
 
 if TYPE_CHECKING:
+    from shim.storage.host_socket import HostSocket
     from shim.ttrpc.client import Client
+    from shim.ttrpc.stream import ClientStream
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 512
@@ -43,17 +46,22 @@ class SocketProxy:
 
     Args:
         client: the connection to the agent.
-        host_path: the socket on the host; connected anew for each connection, so a
+        host: the socket on the host; connected anew for each connection, so a
             server that is started again is found.
         guest_path: where the guest listens; at most 107 bytes.
         owner: whose the guest's socket is.
+        cover: the host's socket as the guest sees it, to be covered by that one; "" for none.
     """
 
-    def __init__(self, client: Client, host_path: str, guest_path: str, owner: Owner) -> None:
+    def __init__(
+        self, client: Client, host: HostSocket, guest_path: str, owner: Owner, cover: str = ""
+    ) -> None:
         self._client = client
-        self._host_path = host_path
+        self._host = host
         self._guest_path = guest_path
         self._owner = owner
+        self._cover = cover
+        self._stream: ClientStream | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started once the guest listens.
@@ -66,6 +74,7 @@ class SocketProxy:
             mode=self._owner.mode,
             uid=self._owner.uid,
             gid=self._owner.gid,
+            cover=self._cover,
         )
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -73,6 +82,7 @@ class SocketProxy:
                 async with self._client.stream(SERVICE, "ListenSocket") as stream:
                     try:
                         await stream.send(request.SerializeToString())
+                        self._stream = stream
                         while (data := await stream.receive()) is not None:
                             number = SocketAccepted.FromString(data).connection
                             if not number:
@@ -80,13 +90,20 @@ class SocketProxy:
                             elif len(nursery.child_tasks) < CONNECTIONS_MAX:
                                 nursery.start_soon(self._serve, number)
                             else:  # the guest closes what is not taken
-                                _log.warning("socket %s: too many connections", self._host_path)
+                                _log.warning("socket %s: too many connections", self._host.path)
                     finally:
+                        self._stream = None
                         give_up(stream)
             except BROKEN as error:
                 failure = error
             nursery.cancel_scope.cancel()
-        raise Unavailable(f"socket {self._host_path} in the guest: {failure or 'it has ended'}")
+        raise Unavailable(f"socket {self._host.path} in the guest: {failure or 'it has ended'}")
+
+    async def cover_again(self) -> None:
+        """Cover the host's socket anew: another one has taken its place."""
+        if self._stream is not None:
+            with contextlib.suppress(*BROKEN):  # which `run` is told too
+                await self._stream.send(ListenSocketRequest().SerializeToString())
 
     async def _serve(self, number: int) -> None:
         try:
@@ -103,12 +120,12 @@ class SocketProxy:
                     give_up(stream)
         except* BROKEN as error:  # of a relay's task it comes in a group
             reason = error.exceptions[0]
-            _log.debug("socket %s: a connection broke: %s", self._host_path, reason)
+            _log.debug("socket %s: a connection broke: %s", self._host.path, reason)
 
     async def _connect(self) -> trio.SocketStream | None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                return await trio.open_unix_socket(self._host_path)
+                return await self._host.connect()
         except (OSError, trio.TooSlowError) as error:
-            _log.warning("socket %s: nobody answers on the host: %s", self._host_path, error)
+            _log.warning("socket %s: nobody answers on the host: %s", self._host.path, error)
             return None

@@ -12,11 +12,16 @@ import stat
 from shim.errors import InvalidArgument, NotFound
 from shim.storage import direct_volume
 from shim.storage.mountinfo import inner_path, mount_of, parse_mountinfo
+from shim.storage.socket_directory import find_sockets
 from shim.storage.volumes import Source
 
 
-def look_at(path: str) -> Source:
+def look_at(path: str, *, sockets: bool = False) -> Source:
     """Gather what planning needs to know of a bind mount's source. Blocks: use a thread.
+
+    Args:
+        path: absolute path.
+        sockets: look for some in a directory.
 
     Raises:
         NotFound: there is nothing at ``path``.
@@ -50,6 +55,7 @@ def look_at(path: str) -> Source:
         size=size,
         page_size=mount.options.get("pagesize", "") if mount is not None else "",
         direct=direct,
+        sockets=sockets and stat.S_ISDIR(info.st_mode) and bool(find_sockets(path).sockets),
         covers=any(other.target.startswith(path.rstrip("/") + "/") for other in mounts),
     )
 

@@ -34,6 +34,8 @@ class VolumeSettings:
         can_attach: the VM takes further disks.
         can_push: the agent takes files.
         can_listen: the agent listens at sockets for us.
+        can_cover: and puts its own over those of a shared directory.
+        socket_directories: below these sockets may come later.
     """
 
     kubelet_root: str = "/var/lib/kubelet"
@@ -43,6 +45,8 @@ class VolumeSettings:
     can_attach: bool = True
     can_push: bool = True
     can_listen: bool = True
+    can_cover: bool = True
+    socket_directories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Source:
         page_size: of a hugetlbfs, such as ``2M``.
         direct: what a CSI driver wrote about it, if it is a direct-assigned volume.
         covers: something is mounted below it.
+        sockets: it is a directory that has unix sockets in it, or in a directory of it.
     """
 
     path: str
@@ -72,6 +77,7 @@ class Source:
     page_size: str = ""
     direct: DirectVolume | None = None
     covers: bool = False
+    sockets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +87,12 @@ class SharedVolume:
     Attributes:
         source: its path.
         covers: something is mounted below it, which may be more writable than it is.
+        sockets: the unix sockets in it lead to the host.
     """
 
     source: str
     covers: bool = False
+    sockets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,13 @@ class AssignedDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MountedDisk:
+    """A disk whose file system the guest mounts, as the mount's own options say."""
+
+    volume: DirectVolume
+
+
+@dataclass(frozen=True, slots=True)
 class RawDisk:
     """A block device that the container sees as one."""
 
@@ -168,6 +183,7 @@ VolumePlan = (
     | GuestDirectory
     | ScratchDisk
     | AssignedDisk
+    | MountedDisk
     | RawDisk
     | ProxiedSocket
 )
@@ -200,10 +216,27 @@ def plan_volume(source: Source, settings: VolumeSettings) -> VolumePlan:
     if kind in _SYNCED and not below and settings.can_push:
         return PushedVolume(source.path)
     if settings.can_share:
-        return SharedVolume(source.path, source.covers)
+        return SharedVolume(source.path, source.covers, _has_sockets(source, settings))
     if settings.can_push and (stat.S_ISDIR(source.mode) or stat.S_ISREG(source.mode)):
         return PushedVolume(source.path, is_file=stat.S_ISREG(source.mode))
     raise Unimplemented(f"volume {source.path}: this VM shares no files (shared_fs = 'none')")
+
+
+def may_have_sockets(path: str, settings: VolumeSettings) -> bool:
+    """Whether sockets of the host are to be looked for in the directory at a path.
+
+    In kubelet's volumes, such as an emptyDir, they are the pod's own.
+    """
+    return settings.can_cover and not kubelet_volume(path, settings.kubelet_root)[0]
+
+
+def _has_sockets(source: Source, settings: VolumeSettings) -> bool:
+    if not stat.S_ISDIR(source.mode) or not may_have_sockets(source.path, settings):
+        return False
+    below = f"{source.path.rstrip('/')}/"
+    return source.sockets or any(
+        below.startswith(f"{directory.rstrip('/')}/") for directory in settings.socket_directories
+    )
 
 
 def kubelet_volume(path: str, root: str) -> tuple[str, str]:

@@ -30,6 +30,8 @@ _CHANGES = (
     | _IN_DELETE
     | _IN_MOVE_SELF
 )
+NAMES = _IN_CREATE | _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_MOVE_SELF
+"""What there is in a directory, whatever is written to it."""
 _BUFFER = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,11 +40,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Watch:
     """One inotify instance. Close it, or use it as a context manager.
 
+    Args:
+        changes: which changes count.
+
     Raises:
         OSError: EMFILE when the user has too many (fs.inotify.max_user_instances).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changes: int = _CHANGES) -> None:
+        self._changes = changes
         self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
     def add(self, paths: Iterable[str]) -> None:
@@ -57,7 +63,7 @@ class Watch:
                     "inotify_add_watch",
                     self._fd,
                     os.fsencode(path),
-                    ctypes.c_uint32(_CHANGES | _IN_EXCL_UNLINK),
+                    ctypes.c_uint32(self._changes | _IN_EXCL_UNLINK),
                     path=path,
                 )
             except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,17 +57,30 @@ def memory_dir(pod: Path) -> Iterator[Path]:
 
 
 def test_memory_empty_dir_is_in_the_guest_and_keeps_its_size(
-    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path
+    ctr: Ctr, kubelet: tuple[str, str], memory_dir: Path, huge_dir: Path
 ) -> None:
     script = "stat -c '%a %g' /e; head -c 2000000 /dev/zero >/e/f; stat -c %s /e/f; mount | grep /e"
     # Its pod may have it as its shared memory, with a size of its own.
-    mounts = [*bind(memory_dir, "/e"), *bind(memory_dir, "/dev/shm")]
-    output = ctr.run("sh", "-c", f"{script}; stat -c %s /dev/shm/f", options=[*kubelet, *mounts])
-    mode, size, line, same = output.text.splitlines()
+    mounts = [*bind(memory_dir, "/e"), *bind(memory_dir, "/dev/shm"), *bind(huge_dir, "/h")]
+    script += "; stat -c %s /dev/shm/f; grep ' /h ' /proc/mounts; df -k /h | tail -1"
+    output = ctr.run("sh", "-c", script, options=[*kubelet, *mounts])
+    mode, size, line, same, huge, room = output.text.splitlines()
     assert same == size
+    assert " hugetlbfs " in huge, output.error
+    assert room.split()[1] == "4096"
     assert (mode, size) == ("2777 2000", "1048576"), output.error
     assert " tmpfs " in line.replace("type tmpfs", " tmpfs ")
     assert list(memory_dir.iterdir()) == []
+
+
+@pytest.fixture
+def huge_dir(pod: Path) -> Iterator[Path]:
+    """An emptyDir of huge pages, as kubelet mounts it."""
+    folder = volume(pod, "empty-dir", "huge")
+    options = "pagesize=2M,size=4M"
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", options, "nodev", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 INOTIFY = r"""
@@ -194,6 +208,92 @@ print(talk(data) == data)
     options = [*bind(echo_socket, "/e.sock"), *HOST_PYTHON]
     output = ctr.run("/usr/bin/python3", "-ISc", script, options=options)
     assert output.text == "hello\nTrue", output.error
+
+
+# Says how each socket answers whenever that changes.
+ASKING = """
+import socket, time
+own = socket.socket(socket.AF_UNIX)
+try:
+    place = "/r/own"
+    own.bind(place)
+except OSError:  # by 9p QEMU 7.2 makes none
+    place = "/dev/own"
+    own.bind(place)
+own.listen()
+def ask(path):
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(place if path == "/r/own" else path)
+            if path == "/r/own":
+                own.accept()[0].sendall(b"from the container")
+            else:
+                s.sendall(b"hello")
+            s.shutdown(socket.SHUT_WR)
+            return s.recv(100).decode() or "ended"
+    except OSError as error:
+        return error.strerror
+said = {}
+with open("/out/said", "w") as out:
+    while True:
+        for path in ("s", "inner/s", "later", "moved", "own"):
+            answer = ask("/r/" + path)
+            if said.get(path) != answer:
+                said[path] = answer
+                print(path, answer, sep=": ", file=out, flush=True)
+        time.sleep(0.05)
+"""
+
+
+@contextmanager
+def echoing(path: Path) -> Iterator[None]:
+    """A server on a unix socket, which goes with it."""
+    with socketserver.ThreadingUnixStreamServer(str(path), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+
+def test_sockets_in_a_directory_of_the_host(ctr: Ctr, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    (folder / "inner").mkdir(parents=True)
+    out.mkdir()
+    none, seen = "No such file or directory", 0
+
+    def say(*lines: str) -> None:
+        nonlocal seen
+        text = "".join(f"{line}\n" for line in lines)
+        said = out / "said"
+        what = f"{lines} after byte {seen}"
+        eventually(lambda: said.exists() and text in said.read_text()[seen:], what, timeout=30)
+        seen = said.stat().st_size
+
+    with echoing(folder / "inner/s"):
+        with echoing(folder / "s"):
+            mounts = [*bind(folder, "/r", "rbind:rprivate:rw"), *bind(out, "/out"), *HOST_PYTHON]
+            name = ctr.start("/usr/bin/python3", "-ISc", ASKING, options=mounts)
+            # What the container makes is its own, whatever the host sees there.
+            say(
+                "s: hello",
+                "inner/s: hello",
+                f"later: {none}",
+                f"moved: {none}",
+                "own: from the container",
+            )
+        say(f"s: {none}")
+        with echoing(folder / "later"), echoing(folder / "s"):
+            say("s: hello")
+            (folder / "s").rename(folder / "moved")
+            say("moved: hello")
+            assert "later: hello\n" in (out / "said").read_text()
+        say(f"later: {none}")
+    assert (out / "said").read_text().count("own: ") == 1
+    ctr.remove(name)
 
 
 def test_shm_has_the_size_that_the_host_gives(ctr: Ctr, tmp_path: Path) -> None:

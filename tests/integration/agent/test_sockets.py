@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,11 +13,24 @@ import pytest
 import trio
 
 from protos.kata import health_pb2
+from protos.kata.agent_pb2 import CreateContainerRequest
 from shim.errors import Unavailable
+from shim.storage.host_socket import HostSocket, hold
 from shim.storage.socket_proxy import Owner, SocketProxy
-from tests.integration.agent.conftest import LIMIT, AgentProcess, Guest
+from tests.integration.agent.conftest import (
+    LIMIT,
+    AgentProcess,
+    Guest,
+    busybox_root,
+    oci_spec,
+)
 
 pytestmark = pytest.mark.root
+
+
+def host_socket(path: Path) -> HostSocket:
+    """A socket by its path; the descriptor is the test process's until its end."""
+    return HostSocket(str(path), hold(str(path.parent)), path.name)
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -37,7 +52,7 @@ async def serve(path: Path, *, task_status: trio.TaskStatus[None]) -> None:
 async def proxied(agent: AgentProcess, guest: Guest, path: Path) -> AsyncIterator[Path]:
     """The socket in the guest, by its path on this host."""
     inside = "/run/kata-containers/sandbox/sockets/v1"
-    proxy = SocketProxy(guest.client, str(path), inside, Owner(0, 7, 0o660))
+    proxy = SocketProxy(guest.client, host_socket(path), inside, Owner(0, 7, 0o660))
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)
         yield agent.root / "sandbox/sockets/v1"
@@ -119,7 +134,7 @@ async def test_the_end_takes_socket_and_connections_along(
 
 async def test_a_path_that_is_too_long_is_refused(guest: Guest, tmp_path: Path) -> None:
     long = "/run/kata-containers/sandbox/sockets/" + "x" * 100
-    proxy = SocketProxy(guest.client, str(tmp_path / "s"), long, Owner(0, 0, 0o600))
+    proxy = SocketProxy(guest.client, host_socket(tmp_path / "s"), long, Owner(0, 0, 0o600))
     with trio.fail_after(LIMIT), pytest.raises(Unavailable, match="too long"):
         await proxy.run()
 
@@ -150,3 +165,119 @@ async def test_what_a_server_said_before_it_closed_arrives(
                         await trio.sleep(0.005)
                 assert received == data
             nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_of_a_shared_directory_is_covered(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    share = agent.root / "shared/containers/v"
+    share.mkdir(parents=True)
+    path, place = tmp_path / "s", share / "s"
+    seen = Path(f"/proc/{agent.pid}/root/run/kata-containers/shared/containers/v/s")
+    inside = "/run/kata-containers/shared/containers/v"
+
+    def proxy(cover: str) -> SocketProxy:
+        listening = "/run/kata-containers/sandbox/sockets/v2"
+        return SocketProxy(guest.client, host_socket(path), listening, Owner(0, 7, 0o660), cover)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path)
+            for wrong in ("/run/kata-containers/sandbox/s", f"{inside}/none", f"{inside}/../../s"):
+                with pytest.raises(Unavailable):
+                    await nursery.start(proxy(wrong).run)
+            await nursery.start(serve, place)
+            (share / "link").symlink_to("s")
+            (share / "file").touch()
+            for name in ("link", "file"):
+                with pytest.raises(Unavailable, match="is no socket"):
+                    await nursery.start(proxy(f"{inside}/{name}").run)
+            covering = proxy(f"{inside}/s")
+            scope = await nursery.start(cancellable, covering.run)
+            assert (seen.stat().st_gid, place.stat().st_gid) == (7, 0)
+            stream = await trio.open_unix_socket(str(seen))
+            # Another socket takes the place of the covered one; the connection goes on.
+            place.unlink()
+            await nursery.start(serve, place)
+            assert seen.stat().st_gid == 0
+            await covering.cover_again()
+            await until(lambda: seen.stat().st_gid == 7)
+            await stream.send_all(b"still here")
+            assert await stream.receive_some() == b"still here"
+            scope.cancel()
+            await until(lambda: seen.stat().st_gid != 7)
+            await stream.aclose()
+            nursery.cancel_scope.cancel()
+    assert "containers/v" not in Path(f"/proc/{agent.pid}/mounts").read_text()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
+        await trio.sleep(0.01)
+
+
+async def cancellable(
+    run: Callable[..., Awaitable[None]], *, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            task_status.started(scope)
+
+
+async def test_a_container_follows_the_covers_of_its_volume(
+    agent: AgentProcess, guest: Guest, tmp_path: Path
+) -> None:
+    """Its root is on the same file system as the volume, as with 9p."""
+    point = "/run/kata-containers/shared/containers/one"
+    inside = Path(f"/proc/{agent.pid}/root{point}")
+
+    def run(*words: str) -> None:
+        subprocess.run(["nsenter", f"--mount=/proc/{agent.pid}/ns/mnt", *words], check=True)
+
+    run("mkdir", "-p", point)
+    run("mount", "-t", "tmpfs", "none", point)
+    run("mount", "--make-shared", point)
+    busybox_root(inside / "rootfs")
+    (inside / "volume").mkdir()
+    spec = oci_spec(f"{point}/rootfs", ["sleep", "1000"])
+    spec["linux"]["rootfsPropagation"] = "rslave"
+    spec["mounts"].append(
+        {
+            "destination": "/v",
+            "source": f"{point}/volume",
+            "type": "bind",
+            "options": ["rbind", "rslave"],
+        }
+    )
+    request = CreateContainerRequest(
+        container_id="follower", oci_spec_json=json.dumps(spec).encode()
+    )
+    await guest.agent.CreateContainer(request, timeout=LIMIT)
+    await guest.start("follower")
+
+    async def group() -> bytes:
+        await guest.exec("follower", "look", ["busybox", "stat", "-c", "%g", "/v/s"])
+        return (await guest.finish("follower", "look"))[1]
+
+    try:
+        with trio.fail_after(LIMIT):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, inside / "volume/s")
+                proxy = SocketProxy(
+                    guest.client,
+                    host_socket(tmp_path / "none"),
+                    "/run/kata-containers/sandbox/sockets/v3",
+                    Owner(0, 7, 0o660),
+                    f"{point}/volume/s",
+                )
+                assert await group() == b"0\n"
+                scope = await nursery.start(cancellable, proxy.run)
+                assert await group() == b"7\n"
+                scope.cancel()
+                while await group() == b"7\n":
+                    pass
+                nursery.cancel_scope.cancel()
+    finally:
+        await guest.remove("follower")
+        run("umount", point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
@@ -26,10 +27,16 @@ def layer(folder: Path, name: str, content: Path) -> types_pb2.Mount:
     return types_pb2.Mount(type="erofs", source=str(image), options=["ro", "loop"])
 
 
-def stack(folder: Path, root: Path, number: int) -> list[types_pb2.Mount]:
-    """A disk for changes, ``number`` layers over ``root``, and their overlay."""
+def empty_disk(folder: Path) -> Path:
+    """An image with a file system and nothing in it."""
     disk = folder / "changes.ext4"
     subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", disk, "8M"], check=True)
+    return disk
+
+
+def stack(folder: Path, root: Path, number: int) -> list[types_pb2.Mount]:
+    """A disk for changes, ``number`` layers over ``root``, and their overlay."""
+    disk = empty_disk(folder)
     changes = types_pb2.Mount(type="ext4", source=str(disk), options=["rw", "loop"])
     layers = []
     for index in reversed(range(number)):
@@ -81,3 +88,35 @@ async def test_layers_are_stacked(shim: Shim, tmp_path: Path, number: int) -> No
     # What the container wrote is on its disk.
     command = ["/sbin/debugfs", "-R", "cat /upper/new", str(tmp_path / "changes.ext4")]
     assert (await trio.run_process(command, capture_stdout=True)).stdout == b"new\n"
+
+
+async def test_what_snapshotters_say_to_kata(shim: Shim, tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "top").touch()
+    data = empty_disk(tmp_path)
+    lower, higher = layer(tmp_path, "base", shim.bundle / "rootfs"), layer(tmp_path, "up", upper)
+    words = "erofs,ro,io.katacontainers.fs-opt.block_device=file,io.katacontainers.fs-opt.is-layer"
+    layers = [f"io.katacontainers.fs-opt.layer={disk.source},{words}" for disk in (lower, higher)]
+    order = ["io.katacontainers.fs-opt.overlay-rw", "lowerdir=up.erofs:base.erofs"]
+    image = {"volume_type": "image_raw_block", "source": lower.source, "fs_type": "erofs"}
+    encoded = base64.b64encode(json.dumps(image).encode()).decode()
+
+    config = shim.bundle / "config.json"
+    spec = json.loads(config.read_text())
+    options = ["io.katacontainers.fs-opt.block_device=file", "noatime"]
+    spec["mounts"].append(
+        {"destination": "/data", "type": "ext4", "source": str(data), "options": options}
+    )
+    config.write_text(json.dumps(spec))
+    for options, script in (
+        ([*layers, *order], "test -e /top && echo kept > /data/file"),
+        ([f"io.katacontainers.volume={encoded}"], "! test -e /top && grep kept /data/file"),
+    ):
+        ask(shim, f"{script} && echo new > /bin/ar && grep ' /data ext4' /proc/mounts")
+        kata = types_pb2.Mount(type="fuse3.kata-overlay", source="/", options=options)
+        await shim.create(rootfs=[kata])
+        await shim.run_to_end()
+    await shim.shut_down()
+    command = ["/sbin/debugfs", "-R", "cat /file", str(data)]
+    assert (await trio.run_process(command, capture_stdout=True)).stdout == b"kept\n"

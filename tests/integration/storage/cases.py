@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from shim.errors import InvalidArgument, KatapyError, NotFound, Unimplemented
-from shim.storage.disk import make_scratch
+from shim.storage.disk import make_filesystem, make_scratch
 from shim.storage.mounts import bind, mount, unmount
 from shim.storage.options import Mount
 from shim.storage.pack import Packing
@@ -437,6 +437,28 @@ async def a_scratch_disk_is_empty_and_its_owners(base: Path) -> None:
     run("umount", target)
 
 
+async def a_file_system_is_made_where_there_is_nothing(base: Path) -> None:
+    """And nothing that is there is overwritten."""
+    image = base / "image"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    make_filesystem(str(image))
+    target = directory(base / "target")
+    run("mount", "-o", "loop", image, target)
+    (target / "data").write_text("kept")
+    run("umount", target)
+    make_filesystem(str(image))
+    run("mount", "-o", "loop", image, target)
+    assert (target / "data").read_text() == "kept"
+    run("umount", target)
+    run("/sbin/mkswap", "--quiet", image)
+    before = image.read_bytes()
+    make_filesystem(str(image))
+    assert image.read_bytes() == before
+    with pytest.raises(KatapyError, match="No such file"):
+        make_filesystem(str(base / "none"))
+
+
 async def a_failing_rootfs_is_rolled_back(base: Path) -> None:
     """The mounts made before the failing one go again."""
     ledger = Ledger()
@@ -457,6 +479,34 @@ async def a_failing_rootfs_is_rolled_back(base: Path) -> None:
         await share.add_rootfs("c", SharedRootfs(mounts, ""))
     assert ledger.entries == before
     await share.aclose()
+
+
+async def later_rootfs_mounts_lie_inside_earlier_ones(base: Path) -> None:
+    """Each target is looked up in what is mounted by then, and the guest sees all of it."""
+    lower, middle = directory(base / "lower"), directory(base / "middle")
+    (directory(lower / "a") / "hidden").touch()
+    (lower / "link").symlink_to("a")
+    directory(middle / "b" / "c")
+    for propagation in ((), ("rprivate",), ("rslave",)):
+        mounts = (
+            Mount("bind", str(lower), "", ("rbind", *propagation)),
+            Mount("bind", str(middle), "link", ("rbind", *propagation)),
+            Mount("tmpfs", "tmpfs", "/a/b/c", ("mode=700",)),
+        )
+        ledger = Ledger()
+        share = Share(str(base / "share"), ledger)
+        await share.prepare()
+        await share.add_rootfs("c", SharedRootfs(mounts, ""))
+        made, seen = (base / view / "1-c" / "rootfs" for view in ("mounts", "share"))
+        for root in (made, seen):
+            assert os.listdir(root / "a") == ["b"], (root, propagation)
+            assert is_mount(root / "a" / "b" / "c"), (root, propagation)
+        (made / "a/b/c/file").touch()
+        assert (seen / "a/b/c/file").exists()
+        await share.remove("c")
+        assert mounted_below(base / "share" / "1-c") == []
+        await share.aclose()
+        assert ledger.entries == {}
 
 
 async def what_cannot_be_shared_is_said(base: Path) -> None:
@@ -489,11 +539,13 @@ CASES = [
     share_reaches_a_server_in_its_own_namespace,
     late_mounts_of_a_volume_are_seen,
     a_failing_rootfs_is_rolled_back,
+    later_rootfs_mounts_lie_inside_earlier_ones,
     sandbox_mounts_are_read_only_unless_said,
     the_guest_writes_only_into_what_is_mounted,
     a_volume_has_no_usable_device_nodes,
     a_packed_rootfs_leaves_only_its_image,
     a_scratch_disk_is_empty_and_its_owners,
+    a_file_system_is_made_where_there_is_nothing,
     what_cannot_be_shared_is_said,
 ]
 

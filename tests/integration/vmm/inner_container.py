@@ -19,6 +19,7 @@ from deploy.lib.apt import Unpacked
 from deploy.lib.busybox import IMAGE_NAME
 from deploy.lib.containerd import Daemon, config_text
 from shim.net import pci
+from shim.storage import direct_volume
 
 _FOLDER = Path("/run/c")
 _GROUPS = Path("/dev/vfio")
@@ -38,10 +39,13 @@ default_memory = 256
 """
 _LINKS = "cat /sys/class/net/*/address"
 _GROUP = "ls /dev/vfio; for node in /dev/vfio/*; do exec 3<>$node; done"
+_VOLUME = "/run/volume"
+_ON_IT = "grep ' /v ' /proc/mounts | cut -d' ' -f3; cat /v/file; echo written > /v/new"
 _RUNS = (
     ("hot", "guest-kernel", 'hot_plug_vfio = "root-port"', _LINKS),
     ("cold", "guest-kernel", 'cold_plug_vfio = "root-port"', _LINKS),
     ("group", "vfio", 'hot_plug_vfio = "root-port"\nenable_iommu = true', _GROUP),
+    ("volume", "guest-kernel", 'hot_plug_vfio = "root-port"', _ON_IT),
 )
 
 
@@ -61,7 +65,8 @@ def main(settings: dict[str, Any], address: str) -> None:
         address: the card's.
         settings: ``packages``, where containerd is unpacked; ``launcher``, the directory of the
             shim's program; ``images``, the guest image's directory; ``tar``, the busybox image;
-            ``qemu``.
+            ``qemu``; ``runs``, the names of those of :data:`_RUNS` and :data:`_LINK_RUNS` that
+            are wanted.
     """
     containerd.START_TIMEOUT = _SLOW
     cache = Path("/run/cache")
@@ -84,12 +89,16 @@ def main(settings: dict[str, Any], address: str) -> None:
         daemon.ctr("images", "import", *native, settings["tar"], timeout=_SLOW)
         (group,) = (node for node in _GROUPS.iterdir() if node.name.isdigit())
         for name, mode, keys, script in _RUNS:
+            if name not in settings["runs"].split():
+                continue
             config.write_text(_CONFIG.format(mode=mode, qemu=settings["qemu"], keys=keys))
-            options = ["--runtime", "io.containerd.katapy.v2", "--device", str(group), *native]
+            options = ["--runtime", "io.containerd.katapy.v2", *_given(name, str(group)), *native]
             words = ["run", "--rm", *options, IMAGE_NAME, name, "sh", "-ec", script]
             told = daemon.ctr(*words, timeout=_SLOW)
             print(name, *told.split(), flush=True)
         for name, keys in _LINK_RUNS:
+            if name not in settings["runs"].split():
+                continue
             config.write_text(_CONFIG.format(mode="guest-kernel", qemu=settings["qemu"], keys=keys))
             _move_link(address)
             options = ["--runtime", "io.containerd.katapy.v2", *native]
@@ -126,6 +135,15 @@ def _links(address: str) -> list[str]:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
+
+
+def _given(name: str, group: str) -> list[str]:
+    """ctr's options for a run: a device, or a volume that is the same function."""
+    if name != "volume":
+        return ["--device", group]
+    info = {"volume-type": "vfiovol", "device": group, "fstype": "ext4"}
+    direct_volume.add(_VOLUME, json.dumps(info).encode())
+    return ["--mount", f"type=vfiovol,src={_VOLUME},dst=/v,options=rbind:rw"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A network card handed on: an outer VM with an IOMMU passes one of its cards to an inner VM.
+"""A card or disk handed on: an outer VM with an IOMMU passes one of its own to an inner VM.
 
 The outer VM sees the host's files and runs the same QEMU, with the same backend, under the
 KVM that its emulated processor offers. Nothing of the host's own hardware is needed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 import sysconfig
 from collections.abc import AsyncIterator
@@ -36,22 +37,21 @@ MODULES = ("kvm-amd", "vfio-pci", "vfio_iommu_type1")
 DEADLINE_S = 1500  # in turns with others on two cores; a third of it alone
 HOST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHARING = ShareOptions(cache="always", xattr=False, sandbox="chroot", threads=4)
-# What a card needs to be behind an IOMMU, in a group of its own.
+PORT = ("-device", "pcie-root-port,id=spare-port,bus=pcie.0,chassis=99,addr=1a.0")
+# What a function needs to be behind an IOMMU, in a group of its own.
+ALONE = "bus=spare-port,disable-legacy=on,iommu_platform=on,ats=on"
 CARD = (
-    *("-netdev", "hubport,id=spare,hubid=0"),
-    *("-device", "pcie-root-port,id=spare-port,bus=pcie.0,chassis=99,addr=1a.0"),
-    "-device",
-    f"virtio-net-pci,bus=spare-port,netdev=spare,mac={MAC},romfile=,disable-legacy=on,"
-    "iommu_platform=on,ats=on",
+    *("-netdev", "hubport,id=spare,hubid=0", *PORT),
+    *("-device", f"virtio-net-pci,netdev=spare,mac={MAC},romfile=,{ALONE}"),
 )
-PREPARE = f"""
+PREPARE = """
 mkdir -p /host && mount -t virtiofs host /host
 mount --bind /dev /host/dev && mount --bind /sys /host/sys && mount -t proc proc /host/proc
 mount -t tmpfs run /host/run && mkdir /host/run/vm
 mount -t cgroup2 cgroup /host/sys/fs/cgroup
-card=$(basename $(readlink -f $(dirname $(grep -l {MAC} /sys/class/net/*/address))/device/..))
+card=$(basename /sys/bus/pci/devices/0000:00:1a.0/0000:*:00.0)
 echo vfio-pci > /sys/bus/pci/devices/$card/driver_override
-echo $card > /sys/bus/pci/devices/$card/driver/unbind
+[ ! -e /sys/bus/pci/devices/$card/driver ] || echo $card > /sys/bus/pci/devices/$card/driver/unbind
 echo $card > /sys/bus/pci/drivers_probe
 [ -c /dev/kvm ]
 [ "$(ls /dev/vfio | grep -c '[0-9]')" = 1 ]
@@ -65,10 +65,30 @@ class Outer(Protocol):
 
 
 @pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """An image with a file system of which the outer machine makes a disk."""
+    image = tmp_path / "volume.ext4"
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/file").write_text("on-the-disk")
+    command = ["/sbin/mkfs.ext4", "-q", "-d", f"{tmp_path}/content", str(image), "16M"]
+    subprocess.run(command, check=True)
+    return image
+
+
+@pytest.fixture
+def spare(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """QEMU's arguments for the outer machine's function: a card, or by parameter a disk."""
+    if getattr(request, "param", "card") == "card":
+        return CARD
+    drive = f"if=none,id=spare,format=raw,file={request.getfixturevalue('volume')}"
+    return (*PORT, "-drive", drive, "-device", f"virtio-blk-pci,drive=spare,{ALONE}")
+
+
+@pytest.fixture
 async def outer(
-    spec: VmSpec, boot: Boot, runtime_dir: Path, qemu_program: Path
+    spec: VmSpec, boot: Boot, runtime_dir: Path, qemu_program: Path, spare: tuple[str, ...]
 ) -> AsyncIterator[Outer]:
-    """A machine with the host's files, KVM and a card that is bound to vfio-pci, ``$card``."""
+    """A machine with the host's files, KVM and a function bound to vfio-pci, ``$card``."""
     files = guest.build(MODULES)
     socket = runtime_dir / "fs.sock"
     spec = replace(
@@ -79,7 +99,7 @@ async def outer(
         memory_bytes=2048 * MIB,
         iommu=True,
         devices=(*spec.devices, FsDevice("host", "host", socket)),
-        extra_args=CARD,
+        extra_args=spare,
     )
     async with (
         run_virtiofsd(Path("/"), socket, options=SHARING, on_line=print),
@@ -117,25 +137,31 @@ async def test_a_card_of_the_outer_machine_is_the_inner_one_s(
     assert "gone" in told
 
 
-async def test_a_container_has_a_card_of_the_outer_machine(
-    outer: Outer, qemu_program: Path, tmp_path: Path
-) -> None:
-    """By ``ctr run --device``: as a link of the guest's, hot and cold, and as a VFIO group.
-
-    And as the link that it is on the outer machine, in the pod's network namespace.
-    """
+@pytest.fixture
+def settings(qemu_program: Path, tmp_path: Path) -> dict[str, str]:
+    """Where ``inner_container`` finds what it runs."""
     packages = versions.obtain("containerd 1.7", "trixie", lambda: fetch_containerd("trixie"))
     runtime = prepare_runtime(tmp_path / "r", Path(sysconfig.get_path("purelib")))
     prepare_guest(Path(sys.executable), runtime)
     write_image(tmp_path / "busybox.tar")
-    settings = {
+    return {
         "packages": str(packages.root),
         "launcher": str(runtime.launcher_dir),
         "images": str(image_dir()),
         "tar": str(tmp_path / "busybox.tar"),
         "qemu": str(qemu_program),
     }
-    told = await outer("inner_container", json.dumps(settings))
+
+
+async def test_a_container_has_a_card_of_the_outer_machine(
+    outer: Outer, settings: dict[str, str]
+) -> None:
+    """By ``ctr run --device``: as a link of the guest's, hot and cold, and as a VFIO group.
+
+    And as the link that it is on the outer machine, in the pod's network namespace.
+    """
+    runs = "hot cold group cold-link hot-link"
+    told = await outer("inner_container", json.dumps({**settings, "runs": runs}))
     lines = {name: words for name, *words in map(str.split, told.splitlines())}
     assert MAC in lines["hot"]
     assert MAC in lines["cold"]
@@ -150,3 +176,16 @@ async def test_a_container_has_a_card_of_the_outer_machine(
         driver, *links = lines[f"{name}-after"]
         assert driver == "virtio-pci"
         assert len(links) == 1  # in the machine's own namespace
+
+
+@pytest.mark.parametrize("spare", ["disk"], indirect=True)
+async def test_a_volume_is_a_disk_of_the_outer_machine(
+    outer: Outer, settings: dict[str, str], volume: Path
+) -> None:
+    """By a mountInfo.json of type ``vfiovol``."""
+    told = await outer("inner_container", json.dumps({**settings, "runs": "volume"}))
+    lines = {name: words for name, *words in map(str.split, told.splitlines())}
+    assert lines["volume"] == ["ext4", "on-the-disk"]
+    command = ["/sbin/debugfs", "-R", "cat new", str(volume)]
+    done = await trio.run_process(command, capture_stdout=True)
+    assert done.stdout == b"written\n"

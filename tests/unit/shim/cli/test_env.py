@@ -16,6 +16,12 @@ CONFIG = """
 default_vcpus = 1.5
 kernel = "/boot/vmlinux é"
 virtio_fs_extra_args = ["--announce-submounts", "-d"]
+[[runtime.shared_mounts]]
+name = "m"
+src_ctr = "a"
+src_path = "/x"
+dst_ctr = "b"
+dst_path = "/y"
 """
 
 

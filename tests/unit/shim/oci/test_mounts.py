@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from shim.oci.mounts import guest_mounts, host_mounts, is_pod_shm
+from shim.oci.mounts import follow_guest, guest_mounts, host_mounts, is_pod_shm
 
 VOLUMES = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir"
 
@@ -58,3 +60,23 @@ def test_read_only_all_the_way_down_is_the_hosts_to_keep() -> None:
     assert (plain.readonly, plain.readonly_below) == (True, False)
     first, second = guest_mounts(spec, {0: "/g/v", 1: "/g/w"})
     assert first["options"] == second["options"] == ["rbind", "ro"]
+
+
+@pytest.mark.parametrize(
+    ("options", "root", "wanted", "wanted_root"),
+    [
+        (["rbind", "rprivate", "ro"], "", ["rbind", "ro", "rslave"], "rslave"),
+        (["rbind"], "rprivate", ["rbind", "rslave"], "rslave"),
+        (["rbind", "rshared"], "rshared", ["rbind", "rshared"], "rshared"),
+        (["rbind", "rslave"], "rslave", ["rbind", "rslave"], "rslave"),
+    ],
+)
+def test_following_the_guests_mounts(
+    options: list[str], root: str, wanted: list[str], wanted_root: str
+) -> None:
+    spec: dict[str, Any] = {"mounts": [{"destination": "/a"}, {"options": options}]}
+    if root:
+        spec["linux"] = {"rootfsPropagation": root}
+    follow_guest(spec, 1)
+    assert spec["mounts"] == [{"destination": "/a"}, {"options": wanted}]
+    assert spec["linux"]["rootfsPropagation"] == wanted_root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from shim.config.hypervisors import Firecracker, Qemu
 from shim.config.model import Config
+from shim.config.shared_mount import SharedMount
 from shim.errors import KatapyError
 from shim.pod.annotations import PREFIXES, annotated
 from shim.ttrpc import status
@@ -168,3 +170,38 @@ def test_any_value_is_kept_or_refused_by_name(name: str, value: str) -> None:
         annotated(ALL, {HYPERVISOR + name: value}, lambda text: None)
     except KatapyError as error:
         assert error.code == status.INVALID_ARGUMENT  # noqa: PT017 - either outcome is right
+
+
+SHARED_MOUNTS = "io.katacontainers.config.runtime.shared_mounts"
+SHARED = {"name": "m", "src_ctr": "a", "src_path": "/x", "dst_ctr": "b", "dst_path": "/y/z-1."}
+
+
+def test_shared_mounts_are_read() -> None:
+    config = annotated(Config(), {SHARED_MOUNTS: json.dumps([SHARED])}, no_warning)
+    assert config.runtime.shared_mounts == (SharedMount(**SHARED),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{}",
+        "[1]",
+        "[",
+        json.dumps([{**SHARED, "name": ""}]),
+        json.dumps([{**SHARED, "src_path": "relative"}]),
+        json.dumps([{**SHARED, "src_path": "/a/../b"}]),
+        json.dumps([{**SHARED, "dst_path": "/a b"}]),
+        json.dumps([{**SHARED, "dst_ctr": 1}]),
+        json.dumps([{**SHARED, "more": "x"}]),
+        json.dumps([{"name": "m"}]),
+    ],
+)
+def test_wrong_shared_mounts_are_refused(value: str) -> None:
+    assert "each with name, src_ctr" in refusal(Config(), SHARED_MOUNTS, value)
+
+
+def test_directories_that_get_sockets_later() -> None:
+    name = "io.katapy.config.katapy.socket_directories"
+    config = annotated(Config(), {name: '["/run/spire"]'}, no_warning)
+    assert config.katapy.socket_directories == ("/run/spire",)
+    assert "is not known" in refusal(Config(), "io.katapy.config.katapy.cache_dir", "/x")

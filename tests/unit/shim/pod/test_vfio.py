@@ -17,7 +17,7 @@ from shim.log import Log
 from shim.oci.devices import device_rules, guest_devices
 from shim.pod import vfio as pod_vfio
 from shim.pod.vfio import PodVfio, cold_plugged
-from shim.pod.vfio_groups import functions_of, vfio_groups
+from shim.pod.vfio_groups import function_at, functions_of, vfio_groups
 from vmm.spec import AttachedDevice, Device, PciPath, VfioDevice
 
 NIC, PORT, AUDIO = "0000:01:00.0", "0000:00:1c.0", "0000:01:00.1"
@@ -49,6 +49,7 @@ def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (function / "class").write_text(f"{kind}\n")
         if driver:
             (function / "driver").symlink_to(f"../../drivers/{driver}")
+        (function / "iommu_group").symlink_to(f"../../../../kernel/iommu_groups/{group}")
         members = tmp_path / "kernel/iommu_groups" / group / "devices"
         members.mkdir(parents=True, exist_ok=True)
         (members / address).symlink_to(function)
@@ -177,3 +178,18 @@ async def test_what_is_refused_leaves_nothing(sysfs: Path) -> None:
     with pytest.raises(RuntimeError):
         await _pod(vm, HOT).add(asking_for("/dev/vfio/4"), Rollback(LOG))
     assert not vm.devices
+
+
+def test_a_volume_is_one_function(sysfs: Path) -> None:
+    (sysfs / "bus/pci/devices/0000:03:00.0/driver").symlink_to("../../drivers/vfio-pci")
+    for name in ("/dev/vfio/6", "03:00.0", "0000:03:00.0"):
+        assert function_at(name, sysfs) == "0000:03:00.0"
+    assert function_at("01:00.0", sysfs) == NIC
+    for name, error, text in (
+        ("/dev/vfio/4", InvalidArgument, "name one of them"),
+        ("/dev/sdb", InvalidArgument, "neither a VFIO group"),
+        ("0000:99:00.0", NotFound, "not there"),
+        ("02:00.0", FailedPrecondition, "has the driver e1000e"),
+    ):
+        with pytest.raises(error, match=text):
+            function_at(name, sysfs)

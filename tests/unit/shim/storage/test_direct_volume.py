@@ -50,12 +50,34 @@ def test_the_directory_is_katas() -> None:
         (encoded(metadata={"fsGroup": "x"}), InvalidArgument),
         (encoded(metadata={"fsGroupChangePolicy": "Never"}), InvalidArgument),
         (encoded(metadata={"encryptionKey": "k"}), Unimplemented),
-        (encoded(**{"volume-type": "spdkvol"}), Unimplemented),
+        (encoded(**{"volume-type": "nfs"}), Unimplemented),
+        (encoded(**{"volume-type": "spdkvol"}, device="spdk:x"), InvalidArgument),
+        (encoded(metadata={"num_queues": "0"}), InvalidArgument),
+        (encoded(metadata={"createFilesystem": "maybe"}), InvalidArgument),
+        (encoded(fstype="xfs", metadata={"createFilesystem": "true"}), Unimplemented),
+        (encoded(metadata={"num_queues": "many"}), InvalidArgument),
     ],
 )
 def test_malformed_descriptions_are_refused(text: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match="here"):
         parse("/v", text, "here")
+
+
+@pytest.mark.parametrize(
+    ("word", "device", "kind", "found"),
+    [
+        ("directvol", "/dev/sdb", "block", "/dev/sdb"),
+        ("spdkvol", "/s/vhost.sock", "vhost-user", "/s/vhost.sock"),
+        ("spdkvol", "spdk:///s/vhost.sock", "vhost-user", "/s/vhost.sock"),
+        ("spoolvol", "spool:///s/vhost.sock", "vhost-user", "/s/vhost.sock"),
+        ("vfiovol", "45:00.1", "vfio", "45:00.1"),
+        ("vfiovol", "/dev/vfio/7", "vfio", "/dev/vfio/7"),
+    ],
+)
+def test_types_of_katas_runtimes(word: str, device: str, kind: str, found: str) -> None:
+    text = encoded(**{"volume-type": word}, device=device, metadata={"num_queues": "2"})
+    volume = parse("/v", text, "here")
+    assert (volume.kind, volume.device, volume.queues) == (kind, found, 2)
 
 
 def test_a_path_too_long_to_be_described_is_none(tmp_path: Path) -> None:

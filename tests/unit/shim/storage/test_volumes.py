@@ -118,3 +118,20 @@ def test_no_way_is_said(source: Source, settings: VolumeSettings) -> None:
 def test_any_path_has_a_kind_or_none(tail: str) -> None:
     kind, below = kubelet_volume(f"/var/lib/kubelet/pods/{tail}", "/var/lib/kubelet")
     assert kind or not below
+
+
+def test_sockets_of_the_host_are_looked_for_in_its_own_directories() -> None:
+    source = Source("/run/spire", DIRECTORY, sockets=True)
+    assert plan_volume(source, DEFAULT) == SharedVolume("/run/spire", sockets=True)
+    later = replace(DEFAULT, socket_directories=("/run/",))
+    unseen = replace(source, sockets=False)
+    assert plan_volume(unseen, DEFAULT) == SharedVolume("/run/spire")
+    assert plan_volume(unseen, later) == SharedVolume("/run/spire", sockets=True)
+    assert plan_volume(replace(unseen, path="/runs"), later) == SharedVolume("/runs")
+    file = replace(unseen, mode=stat.S_IFREG | 0o644)
+    assert plan_volume(file, later) == SharedVolume("/run/spire")
+    # In an emptyDir they are those of the pod, and a Kata agent covers none.
+    own = replace(source, path=volume("empty-dir"))
+    assert plan_volume(own, DEFAULT) == SharedVolume(own.path)
+    kata_guest = replace(later, can_cover=False)
+    assert plan_volume(source, kata_guest) == SharedVolume("/run/spire")
