@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shim.errors import InvalidArgument, Unimplemented
-from shim.storage.layers import is_stack, plain_type, resolve
+from shim.storage.layers import MKDIR, is_stack, plain_type, resolve
 from shim.storage.options import Mount, parse_options
 
 GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
@@ -24,6 +24,7 @@ GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
 MAX_LAYERS = 12
 """Disks of one root file system; more are stacked on the host, as a VM's places are few."""
 
+_CHANGES = frozenset(("upperdir", "workdir"))
 _HOST_WORDS = frozenset(("loop", "direct-io", "direct_io", "rw", "defaults"))
 
 
@@ -68,10 +69,12 @@ class LayeredRootfs:
     Attributes:
         disks: in the order of their places in the overlay's templates.
         overlay: what :func:`shim.storage.layers.resolve` takes with the disks' mount points.
+        in_memory: none of the disks is for changes, so they stay in the guest's memory.
     """
 
     disks: tuple[BlockRootfs, ...]
     overlay: Mount
+    in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +165,39 @@ def _plan_stack(
     *layers, top = mounts
     found = [_as_disk(entry, guest_filesystems, is_block) for entry in layers]
     disks = tuple(entry for entry in found if entry is not None)
-    if (
+    attachable = (
         can_attach
         and plain_type(top) == "overlay"
         and len(disks) == len(layers) <= MAX_LAYERS
         and all(directory.owner == (0, 0) for directory in directories)
         and not any(option.startswith(("uidmap=", "gidmap=")) for option in top.options)
-    ):
+    )
+    # Unless the snapshotter makes a disk for changes, they go to a directory of the host.
+    on_host = _directories_of_host(top)
+    if attachable and not on_host:
         return LayeredRootfs(disks, top)
     if can_share:
         return SharedRootfs(mounts, bundle_root)
+    if attachable and on_host <= _CHANGES:
+        kept = tuple(o for o in top.options if o.partition("=")[0] not in _CHANGES)
+        return LayeredRootfs(disks, replace(top, options=kept), in_memory=True)
     raise Unimplemented(
         f"rootfs of {len(layers)} layers: this VM shares no directories and takes no more than "
         f"{MAX_LAYERS if can_attach else 0} disks for it, each an image or device of "
         f"{', '.join(sorted(guest_filesystems))}"
+    )
+
+
+def _directories_of_host(overlay: Mount) -> frozenset[str]:
+    """The options of an overlay that name directories outside of the mounts before it."""
+    found = (option.partition("=") for option in overlay.options)
+    return frozenset(
+        key
+        for key, _, value in found
+        if key in ("lowerdir", *_CHANGES, MKDIR.rstrip("="))
+        and not all(
+            place.startswith("{{") for place in (value.split(":") if key == "lowerdir" else [value])
+        )
     )
 
 
