@@ -40,23 +40,16 @@ def unpack(ctr: Ctr, image: Path) -> None:
 
 @pytest.fixture
 def tidy(ctr: Ctr, series: str) -> Iterator[None]:
-    """Takes the snapshots away, and the mounts of 2.1, which are there for good."""
+    """Takes away what 2.1 keeps mounted for good."""
     if not series.startswith("2."):
         pytest.skip(f"containerd {series} has no erofs snapshotter")
     yield
+    if number(series) >= (2, 2):
+        return  # layers are files, and nothing is mounted but for a container
     ctr.remove_all()
     snapshots = ("snapshots", "--snapshotter", "erofs")
-    left = [line.split()[0] for line in ctr.ok(*snapshots, "list").text.splitlines()[1:]]
-    while left:  # those that others build on can't go before them
-        results = {name: ctr(*snapshots, "rm", name) for name in left}
-        gone = [
-            name
-            for name, result in results.items()
-            # containerd's garbage collector may have been there first.
-            if result.code == 0 or "not found" in result.error
-        ]
-        assert gone, [result.error for result in results.values()]
-        left = [name for name in left if name not in gone]
+    for line in reversed(ctr.ok(*snapshots, "list").text.splitlines()[1:]):
+        ctr.ok(*snapshots, "rm", line.split()[0])
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if "io.containerd.snapshotter.v1.erofs" in line:
             subprocess.run(["umount", line.split()[4]], check=True)
