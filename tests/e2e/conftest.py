@@ -26,19 +26,12 @@ from deploy.lib.guest import prepare_guest
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
 from tests.support import containerds
+from tests.support.cri_daemon import EROFS
 from tests.support.ctr import Ctr
 from tests.support.events import Events, open_events
 from tests.support.isolation import have_own
 from tests.support.leaks import SHARED_DIRS, Scope, assert_nothing_left, snapshot
 from tests.support.processes import become_subreaper
-
-EROFS = """
-[plugins."io.containerd.snapshotter.v1.erofs"]
-  default_size = "64MiB"
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["erofs", "walking"]
-"""
-"""Layers are images from the start, and each container has a disk for its changes."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

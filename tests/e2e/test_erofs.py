@@ -14,8 +14,8 @@ import pytest
 
 from deploy.lib.busybox import write_image
 from deploy.lib.containerd import Daemon
-from tests.e2e.conftest import EROFS
 from tests.support.containerds import number
+from tests.support.cri_daemon import EROFS
 from tests.support.ctr import Ctr, Output
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]

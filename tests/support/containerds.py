@@ -67,6 +67,12 @@ def number(series: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def asks_for_features(version: str) -> bool:
+    """Whether CRI of a version asks the shim what it offers; others ask runc, for all."""
+    release = tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+    return (2, 2, 7) <= release < (2, 3) or release >= (2, 3, 4)
+
+
 def programs(series: str, folder: Path | None, scratch: Path) -> Unpacked:
     """The programs of one version; Debian's are unpacked, those of a directory linked to.
 

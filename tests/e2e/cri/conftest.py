@@ -12,7 +12,7 @@ from deploy.lib.containerd import Daemon
 from deploy.lib.runtime import Runtime
 from deploy.lib.tools import fetch_cni_plugins
 from tests.conftest import DEFAULT_RUNTIME
-from tests.support import versions
+from tests.support import containerds, versions
 from tests.support.cri_client import CriClient, CriError
 from tests.support.cri_daemon import NAMESPACE, cri_config, write_cni, write_pause_image
 from tests.support.leaks import Scope, Snapshot, leaked, snapshot, sockets
@@ -47,17 +47,22 @@ def cri_daemon(
     (folder / "tmp").mkdir(parents=True)
     write_cni(folder / "cni")
     write_pause_image(folder / "pause.tar")
+    programs = [runtime.launcher_dir] if runtime.launcher_dir else []
+    has_layers = containerds.number(series) >= (2, 2)
+    if has_layers:
+        programs.append(containerds.mkfs_erofs(folder))
     config = cri_config(
         folder,
         runtime,
         version=3 if series.startswith("2.") else 2,
         plugins=plugins.program("/usr/lib/cni"),
+        erofs=has_layers,
     )
     daemon = Daemon(
         containerd,
         folder,
         config=config,
-        path=[runtime.launcher_dir] if runtime.launcher_dir else [],
+        path=programs,
         env={"TMPDIR": str(folder / "tmp"), **runtime.env},
         prefix=network.command(),
     )
