@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _ctypes
 import os
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ CLONE_NEWPID = 0x20000000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+_SYS_OPENAT2 = 437  # on every architecture
+_NO_MAGIC_LINKS = 0x02
+_IN_ROOT = 0x10
+_ATTEMPTS = 128
 _FUNCFLAG_CDECL = 1
 _FUNCFLAG_USE_ERRNO = 8
 _PR_SET_CHILD_SUBREAPER = 36
@@ -117,6 +122,26 @@ def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
         OSError: EINVAL when nothing is mounted there.
     """
     _call("umount2", os.fsencode(target), flags, path=target)
+
+
+def open_below(folder: int, path: str, flags: int) -> int:
+    """Open a path as if a folder were the root: neither links nor `..` lead out of it.
+
+    Raises:
+        OSError: it isn't there, or was moved about all the time.
+    """
+    size = 8
+    how = b"".join(
+        number.to_bytes(size, byteorder) for number in (flags, 0, _IN_ROOT | _NO_MAGIC_LINKS)
+    )
+    arguments = (_Long(folder), os.fsencode(path), how, _Long(len(how)))
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _call("syscall", _Long(_SYS_OPENAT2), *arguments, path=path)
+        except BlockingIOError:  # something on the way was renamed just now
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 def power_off() -> None:

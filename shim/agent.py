@@ -417,6 +417,38 @@ class Agent:
             timeout=REQUEST_TIMEOUT_S,
         )
 
+    async def start_archive(
+        self,
+        container_id: str,
+        exec_id: str,
+        path: str,
+        *,
+        extract: bool,
+        no_walk: bool = False,
+        preserve_ownership: bool = False,
+    ) -> None:
+        """Start what writes or unpacks an archive of a path in a container, as an exec of it.
+
+        Needs the feature ``archive``.
+
+        Args:
+            container_id: the container.
+            exec_id: the new process's id there.
+            path: absolute in the container.
+            extract: unpack stdin there, in place of writing it to stdout.
+            no_walk: of a folder the entry alone.
+            preserve_ownership: unpacked files belong to whom the archive says.
+        """
+        request = extension_pb2.ArchiveRequest(
+            container_id=container_id,
+            exec_id=exec_id,
+            path=path,
+            extract=extract,
+            no_walk=no_walk,
+            preserve_ownership=preserve_ownership,
+        )
+        await self._extension.Archive(request, timeout=REQUEST_TIMEOUT_S)
+
     def stdio(self, container_id: str, exec_id: str, *, terminal: bool) -> GuestChannel:
         """The process's streams, by our streaming extension or by Kata's RPCs.
 

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from protos.containerd.streaming_pb2 import StreamInit
 from protos.containerd.transfer_pb2 import Data, WindowUpdate
-from shim.errors import AlreadyExists, InvalidArgument, KatapyError
+from shim.errors import AlreadyExists, InvalidArgument, KatapyError, NotFound, Unavailable
 from shim.ttrpc.connection import ConnectionClosed
 from shim.ttrpc.service import CallContext
 from shim.ttrpc.status import TtrpcError
@@ -53,6 +53,7 @@ class _Link:
         credit: bytes the client takes.
         granted: bytes it may send.
         ended: set when either side wants no more of it.
+        finished: the client has said that it sends no more; else it went away.
         error: what the client did wrong.
     """
 
@@ -61,6 +62,7 @@ class _Link:
         self.credit = 0
         self.granted = 0
         self.ended = trio.Event()
+        self.finished = False
         self.error: KatapyError | None = None
 
     async def send(self, message: Data | WindowUpdate) -> bool:
@@ -130,6 +132,7 @@ class _End:
             while (packed := await link.stream.receive()) is not None:
                 self._received(link, packed)
                 self.changed.unpark_all()
+            link.finished = True
         except (ConnectionClosed, TtrpcError):
             pass
         except KatapyError as error:
@@ -254,6 +257,59 @@ class StreamSource:
         self._streams.forget(self._id, self._end)
 
 
+class OneStream:
+    """A stream that its client has opened for one copy, which ends with it.
+
+    Made by :meth:`Streams.one`. Unlike stdio it does not wait for a client that went away.
+    """
+
+    def __init__(self, streams: Streams, stream_id: str, end: _End, link: _Link) -> None:
+        self._streams = streams
+        self._id = stream_id
+        self._end = end
+        self._link = link
+
+    async def read(self) -> bytes:
+        """Return the next bytes, or nothing at the end.
+
+        Raises:
+            Unavailable: the client went away before it.
+            InvalidArgument: it broke the protocol.
+        """
+        self._end.reads = True
+        while True:
+            await self._end.grant()
+            if data := self._end.take():
+                return data
+            if self._link.finished:
+                return b""
+            self._raise_if_gone()
+            await self._end.changed.park()
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Send all of ``data``. Raises as :meth:`read`."""
+        view = memoryview(data)
+        while view:
+            self._raise_if_gone()
+            if not self._link.credit:
+                await self._end.changed.park()
+                continue
+            chunk = view[: min(CHUNK, self._link.credit)]
+            self._link.credit -= len(chunk)
+            await self._link.send(Data(data=bytes(chunk)))
+            view = view[len(chunk) :]
+
+    def _raise_if_gone(self) -> None:
+        if self._link.error is not None:
+            raise self._link.error
+        if self._link.ended.is_set() or self._end.link is not self._link:
+            raise Unavailable(f"stream {self._id!r} was given up by its client")
+
+    def close(self) -> None:
+        """End it behind what was sent. Idempotent."""
+        self._streams.forget(self._id, self._end)
+
+
 class Streams:
     """The streams of one shim, by their ids."""
 
@@ -302,6 +358,19 @@ class Streams:
         end = self._claim(stream_id)
         end.reads = True
         return StreamSource(self, stream_id, end)
+
+    def one(self, stream_id: str) -> OneStream:
+        """Take a stream that is open now.
+
+        Raises:
+            NotFound: it is not.
+            AlreadyExists: it is taken.
+        """
+        known = self._ends.get(stream_id)
+        if known is None or known.link is None:
+            raise NotFound(f"stream {stream_id!r} is not open")
+        end = self._claim(stream_id)
+        return OneStream(self, stream_id, end, known.link)
 
     def forget(self, stream_id: str, end: _End) -> None:
         """Give a stream back; a client that has it open gets its end. Idempotent."""

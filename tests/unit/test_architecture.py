@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.sandbox_service",
         "shim.volume_service",
         "shim.packet_filter_service",
+        "shim.transfer_service",
     ),
     ("shim.translate_pod",),
     ("shim.translate",),
@@ -39,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.pod.creation",),
     ("shim.pod.builder", "shim.pod.container_files"),
     ("shim.pod.resources", "shim.pod.volumes", "shim.pod.direct_volumes", "shim.pod.vfio"),
-    ("shim.pod.vm", "shim.pod.size"),
+    ("shim.pod.vm", "shim.pod.size", "shim.pod.archives"),
     ("shim.pod.pause", "shim.pod.files", "shim.pod.life", "shim.pod.stats"),
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),
     (
