@@ -6,7 +6,8 @@ below the container's root (an inherited descriptor) or the destination, so a ho
 leads nowhere else, nothing of the container is executed, loaded or asked for users' names,
 and the mounts are as the container has them.
 
-Usage: WHAT ROOT-FD PATH OPTIONS. A failure is one line on standard error, which begins with
+Usage: WHAT ROOT-FD PATH OPTIONS [TITLE]. The title is what the entries begin with, in place
+of the path's last name. A failure is one line on standard error, which begins with
 its errno, 0 for an archive that can't be understood.
 
 Source: tar(5); openat2(2); user_namespaces(7).
@@ -36,13 +37,14 @@ Ids = Callable[[int], int]
 
 def main(arguments: list[str]) -> int:
     """Run the program; gives its exit status."""
-    what, root, path, options = arguments
+    what, root, path, options, *title = arguments
     flags = set(options.split(","))
     os.umask(0)
     try:
         if what == "create":
             with open(1, "wb", buffering=_CHUNK) as output:
-                create(int(root), path, output, walk="no-walk" not in flags)
+                walk = "no-walk" not in flags
+                create(int(root), path, output, walk=walk, title="".join(title))
         else:
             with open(0, "rb", buffering=_CHUNK) as source:
                 extract(int(root), path, source, preserve="preserve" in flags)
@@ -63,13 +65,14 @@ def _fail(number: int, text: str) -> int:
     return 1
 
 
-def create(root: int, path: str, output: BinaryIO, *, walk: bool) -> None:
-    """Write an archive of a path; its entries begin with the path's last name.
+def create(root: int, path: str, output: BinaryIO, *, walk: bool, title: str = "") -> None:
+    """Write an archive of a path.
 
     Args:
         root: the container's root.
         path: within it; links on the way are followed, one at its end is archived.
         walk: what is in a folder too.
+        title: what the entries begin with; "" for the path's last name.
 
     Raises:
         OSError: it isn't there or can't be read.
@@ -77,7 +80,7 @@ def create(root: int, path: str, output: BinaryIO, *, walk: bool) -> None:
     parent, name = posixpath.split(_inside(path))
     folder = libc.open_below(root, parent or ".", _PATH)
     with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        _Writer(tar, walk).add(folder, name or ".", name or ".", _DEPTH)
+        _Writer(tar, walk).add(folder, name or ".", title or name or ".", _DEPTH)
 
 
 class _Writer:
