@@ -38,11 +38,11 @@ class Peer:
     """containerd's side: one connection for each stream, as it does."""
 
     def __init__(self, connect: Any) -> None:
-        self._connect = connect
+        self.connect = connect
 
     @asynccontextmanager
     async def open(self, stream_id: str) -> AsyncIterator[MessageStream]:
-        async with open_client(self._connect()) as client, stub(client, SERVICE).Stream() as stream:
+        async with open_client(self.connect()) as client, stub(client, SERVICE).Stream() as stream:
             await stream.send(packed(StreamInit(id=stream_id)))
             assert await stream.receive() is not None
             yield stream
@@ -204,7 +204,7 @@ async def test_a_client_that_breaks_the_protocol_is_told(message: Message) -> No
 async def test_a_stream_begins_with_its_id(first: Message) -> None:
     async with (
         shim(Streams()) as peer,
-        open_client(peer._connect()) as client,
+        open_client(peer.connect()) as client,
         stub(client, SERVICE).Stream() as stream,
     ):
         await stream.send(packed(first))
