@@ -24,6 +24,7 @@ GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
 MAX_LAYERS = 12
 """Disks of one root file system; more are stacked on the host, as a VM's places are few."""
 
+_VERITY = "X-containerd.dmverity="
 _CHANGES = frozenset(("upperdir", "workdir"))
 _HOST_WORDS = frozenset(("loop", "direct-io", "direct_io", "rw", "defaults"))
 
@@ -119,8 +120,14 @@ def plan_rootfs(
 
     Raises:
         InvalidArgument: options that can't be honoured or a mount outside the root.
-        Unimplemented: the VM has no way for it.
+        Unimplemented: the VM has no way for it, or it is to be verified.
     """
+    for entry in mounts:
+        if any(option.startswith(_VERITY) for option in entry.options):
+            raise Unimplemented(
+                f"layer {entry.source} is to be checked by dm-verity, which katapy does not do: "
+                'see dmverity_mode = "off" of containerd\'s erofs snapshotter'
+            )
     if is_stack(mounts):
         return _plan_stack(
             tuple(mounts),

@@ -213,6 +213,12 @@ async def test_a_copy_ends_with_its_container(guest: Guest) -> None:
     assert caught.value.code == status.INVALID_ARGUMENT
 
 
+async def test_a_copy_that_is_given_up_is_killed(box: Box) -> None:
+    exec_id = await box.start("/tmp", extract=True)
+    await box.guest.signal(box.name, 9, exec_id)
+    assert await box.guest.wait(box.name, exec_id) == 137
+
+
 async def test_calls_that_make_no_sense(box: Box) -> None:
     for exec_id, path in (("", "/"), (box.name, "/"), ("e", "tmp"), ("e", "/a\0b")):
         request = extension_pb2.ArchiveRequest(container_id=box.name, exec_id=exec_id, path=path)

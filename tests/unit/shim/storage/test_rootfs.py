@@ -171,6 +171,13 @@ def test_a_view_of_layers_needs_no_disk_for_changes() -> None:
     assert not found.in_memory
 
 
+def test_a_layer_is_not_used_unverified() -> None:
+    layer = Mount("erofs", "/l", "", ("ro", "loop", "X-containerd.dmverity=/l.dmverity"))
+    for mounts in ([layer], [WRITABLE, layer, *layers(1), OVERLAY]):
+        with pytest.raises(Unimplemented, match="dm-verity"):
+            plan(*mounts)
+
+
 def test_a_stack_that_can_not_be_understood_is_refused_before_anything_is_made() -> None:
     with pytest.raises(InvalidArgument, match="no mount 2"):
         plan(*layers(2), OVERLAY)
