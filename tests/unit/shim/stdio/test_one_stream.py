@@ -8,7 +8,8 @@ import trio
 from protos.containerd.streaming_pb2 import StreamInit
 from protos.containerd.transfer_pb2 import Data, WindowUpdate
 from shim.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from shim.stdio.streaming import WINDOW, Streams
+from shim.stdio.stream_end import WINDOW
+from shim.stdio.streaming import Streams
 from shim.ttrpc.client import open_client
 from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError

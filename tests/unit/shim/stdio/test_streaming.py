@@ -18,7 +18,8 @@ from shim import translate
 from shim.errors import AlreadyExists
 from shim.stdio import streaming
 from shim.stdio.stdio import open_stdio
-from shim.stdio.streaming import CHUNK, WINDOW, Streams
+from shim.stdio.stream_end import CHUNK, WINDOW
+from shim.stdio.streaming import Streams
 from shim.ttrpc import status
 from shim.ttrpc.client import open_client
 from shim.ttrpc.server import Server
