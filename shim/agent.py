@@ -10,6 +10,7 @@ Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,6 +35,7 @@ from shim.ttrpc.status import TtrpcError
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
 _NO_EXIT_CODE = 255
+_PCI_SLOTS = re.compile(r"[0-9a-f]{2}(/[0-9a-f]{2})*")
 
 
 class Agent:
@@ -410,6 +412,20 @@ class Agent:
         data: bytes = reply.data
         return data
 
+    async def add_swap(self, address: str) -> None:
+        """Have the guest use a disk as swap space.
+
+        Args:
+            address: where the guest finds it, as :mod:`vmm.spec` writes addresses.
+        """
+        if _PCI_SLOTS.fullmatch(address):
+            slots = [int(slot, 16) for slot in address.split("/")]
+            request = agent_pb2.AddSwapRequest(PCIPath=slots)
+            await self._kata.AddSwap(request, timeout=REQUEST_TIMEOUT_S)
+        else:
+            at = agent_pb2.AddSwapPathRequest(path=address)
+            await self._kata.AddSwapPath(at, timeout=REQUEST_TIMEOUT_S)
+
     async def resize_volume(self, guest_path: str, size: int) -> None:
         """Have the file system at a guest path grow to ``size`` bytes; its disk has them."""
         await self._kata.ResizeVolume(
@@ -417,36 +433,11 @@ class Agent:
             timeout=REQUEST_TIMEOUT_S,
         )
 
-    async def start_archive(
-        self,
-        container_id: str,
-        exec_id: str,
-        path: str,
-        *,
-        extract: bool,
-        no_walk: bool = False,
-        preserve_ownership: bool = False,
-    ) -> None:
+    async def start_archive(self, request: extension_pb2.ArchiveRequest) -> None:
         """Start what writes or unpacks an archive of a path in a container, as an exec of it.
 
         Needs the feature ``archive``.
-
-        Args:
-            container_id: the container.
-            exec_id: the new process's id there.
-            path: absolute in the container.
-            extract: unpack stdin there, in place of writing it to stdout.
-            no_walk: of a folder the entry alone.
-            preserve_ownership: unpacked files belong to whom the archive says.
         """
-        request = extension_pb2.ArchiveRequest(
-            container_id=container_id,
-            exec_id=exec_id,
-            path=path,
-            extract=extract,
-            no_walk=no_walk,
-            preserve_ownership=preserve_ownership,
-        )
         await self._extension.Archive(request, timeout=REQUEST_TIMEOUT_S)
 
     def stdio(self, container_id: str, exec_id: str, *, terminal: bool) -> GuestChannel:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from protos.katapy.extension_pb2 import ArchiveRequest
 from shim.agent import Agent
 from shim.errors import (
     FailedPrecondition,
@@ -74,7 +75,8 @@ async def copy_out(
         Unimplemented: this guest's agent can't.
         Unavailable: the guest is gone.
     """
-    await _run(agent, container, path, None, write, extract=False, no_walk=no_walk)
+    request = ArchiveRequest(container_id=container.id, path=path, no_walk=no_walk)
+    await _run(agent, container, request, None, write)
 
 
 async def copy_in(
@@ -93,34 +95,24 @@ async def copy_in(
         ResourceExhausted: the file system is full.
         and as :func:`copy_out`.
     """
-    await _run(
-        agent, container, path, read, None, extract=True, preserve_ownership=preserve_ownership
+    request = ArchiveRequest(
+        container_id=container.id, path=path, extract=True, preserve_ownership=preserve_ownership
     )
+    await _run(agent, container, request, read, None)
 
 
 async def _run(
     agent: Agent,
     container: Container,
-    path: str,
+    request: ArchiveRequest,
     read: Read | None,
     write: Write | None,
-    *,
-    extract: bool,
-    no_walk: bool = False,
-    preserve_ownership: bool = False,
 ) -> None:
     container.require_alive("copy files of")
     if "archive" not in agent.features:
         raise Unimplemented("the guest's agent can't copy files of a container")
-    exec_id = f"katapy-archive-{next(_numbers)}"
-    await agent.start_archive(
-        container.id,
-        exec_id,
-        path,
-        extract=extract,
-        no_walk=no_walk,
-        preserve_ownership=preserve_ownership,
-    )
+    exec_id = request.exec_id = f"katapy-archive-{next(_numbers)}"
+    await agent.start_archive(request)
     channel = agent.stdio(container.id, exec_id, terminal=False)
     complaint = bytearray()
     failures: list[KatapyError] = []
