@@ -337,6 +337,9 @@ class Container:
                 self.init.signal(9)
                 if await self.init.ended.wait(_KILL_SECONDS) is None:
                     log("error", "init survives SIGKILL", container=self.id, init=self.init.pid)
+            for added in self.execs.values():
+                if added.running:  # one that is not in the cgroup: of the agent's own
+                    added.signal(9)
         except (OSError, TtrpcError) as error:
             log("error", "can't kill container", container=self.id, error=error)
         try:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 API_VERSION = "0.0.1"
 FEATURES = [
-    *("clock", "dial", "listeners", "oci-json", "pod-namespaces", "pull-file", "push-files"),
-    *("remove-device", "socket-covers", "sockets", "stdio-stream", "sysctl"),
+    *("archive", "clock", "dial", "listeners", "oci-json", "pod-namespaces", "pull-file"),
+    *("push-files", "remove-device", "socket-covers", "sockets", "stdio-stream", "sysctl"),
 ]
 _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 _IO_COST = "/sys/fs/cgroup/io.cost.qos"  # in the root group where groups have a weight

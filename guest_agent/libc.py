@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _ctypes
 import os
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOVE_MOUNT_T_SYMLINKS = 0x10
+_SYS_OPENAT2 = 437  # on every architecture
+_NO_MAGIC_LINKS = 0x02
+_IN_ROOT = 0x10
+_ATTEMPTS = 128
 _FUNCFLAG_CDECL = 1
 _FUNCFLAG_USE_ERRNO = 8
 _PR_SET_CHILD_SUBREAPER = 36
@@ -144,6 +149,26 @@ def attach_tree(fd: int, path: str) -> None:
     """
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
     _call("move_mount", fd, b"", _AT_FDCWD, os.fsencode(path), flags, path=path)
+
+
+def open_below(folder: int, path: str, flags: int) -> int:
+    """Open a path as if a folder were the root: neither links nor `..` lead out of it.
+
+    Raises:
+        OSError: it isn't there, or was moved about all the time.
+    """
+    size = 8
+    how = b"".join(
+        number.to_bytes(size, byteorder) for number in (flags, 0, _IN_ROOT | _NO_MAGIC_LINKS)
+    )
+    arguments = (_Long(folder), os.fsencode(path), how, _Long(len(how)))
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _call("syscall", _Long(_SYS_OPENAT2), *arguments, path=path)
+        except BlockingIOError:  # something on the way was renamed just now
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 def power_off() -> None:

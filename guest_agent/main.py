@@ -132,6 +132,7 @@ def _build(
             **guest.extension,
             **dict.fromkeys(_PORTS, Deferred(lambda: _ports(loop))),
             **dict.fromkeys(_SOCKETS, Deferred(lambda: _sockets(loop))),
+            "Archive": Deferred(lambda: _archiver(runtime, containers)),
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
             "PullFile": sandbox.pull_file,
@@ -170,6 +171,12 @@ def _sockets(loop: Loop) -> Mapping[str, Any]:
     from .sockets import Sockets
 
     return Sockets(loop).extension
+
+
+def _archiver(runtime: Runtime, containers: Containers) -> Mapping[str, Any]:
+    from .archiver import Archiver
+
+    return Archiver(runtime, containers).extension
 
 
 def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:

@@ -442,6 +442,13 @@ class Agent:
             timeout=REQUEST_TIMEOUT_S,
         )
 
+    async def start_archive(self, request: extension_pb2.ArchiveRequest) -> None:
+        """Start what writes or unpacks an archive of a path in a container, as an exec of it.
+
+        Needs the feature ``archive``.
+        """
+        await self._extension.Archive(request, timeout=REQUEST_TIMEOUT_S)
+
     def stdio(self, container_id: str, exec_id: str, *, terminal: bool) -> GuestChannel:
         """The process's streams, by our streaming extension or by Kata's RPCs.
 

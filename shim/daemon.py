@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protos.containerd import sandbox_pb2, streaming_pb2, task_v2_pb2, task_v3_pb2
+from protos.containerd import (
+    sandbox_pb2,
+    streaming_pb2,
+    task_v2_pb2,
+    task_v3_pb2,
+    transfer_service_pb2,
+)
 from protos.katapy import shim_pb2
 from shim import translate
 from shim.backends import load_backends
@@ -33,6 +39,7 @@ from shim.stages import Stages
 from shim.stdio.streaming import Streams
 from shim.storage.private import enter_private_mount_namespace
 from shim.task_service import TaskService
+from shim.transfer_service import TransferService
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import Handler, Service, build_service
 from shim.volume_service import VolumeService
@@ -114,6 +121,7 @@ async def _serve(context: ShimContext) -> None:
         _volume_service(VolumeService(direct)),
         _packet_filter_service(PacketFilterService(sandbox)),
         _streaming_service(streams),
+        _transfer_service(TransferService(sandbox, streams)),
     ]
     server = Server(services, map_error=translate.error)
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
@@ -202,6 +210,13 @@ def _packet_filter_service(rules: PacketFilterService) -> Service:
 def _streaming_service(streams: Streams) -> Service:
     descriptor = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
     return build_service(descriptor, {"Stream": streams.serve})
+
+
+def _transfer_service(transfers: TransferService) -> Service:
+    descriptor = transfer_service_pb2.DESCRIPTOR.services_by_name["Transfer"]
+    return build_service(
+        descriptor, {"Transfer": transfers.transfer}, cancel_on_disconnect={"Transfer"}
+    )
 
 
 async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:

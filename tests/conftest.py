@@ -24,8 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--containerd",
         default="1.6,1.7,2.1",
-        help="containerd series to test with, by commas; the full list runs on the first of "
-        "1.7, 2.1, 1.6 among them, the core list on all",
+        help="containerd to test with, by commas: Debian's series, or an absolute path of a "
+        "directory of programs for other versions; the full list runs on the first of 1.7, 2.1, "
+        "1.6 among them, else the first, the core list on all",
     )
 
 

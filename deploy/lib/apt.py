@@ -128,6 +128,8 @@ def _load(target: Path, programs: list[str]) -> Unpacked | None:
         return None
     if record["programs"] != programs:
         return None
+    if record.get("root", str(target / "root")) != str(target / "root"):
+        return None  # moved or copied: programs hold the absolute paths of their libraries
     return Unpacked(target / "root", record["release"], record["versions"])
 
 
@@ -153,7 +155,12 @@ def _fetch(target: Path, release: str, packages: list[str], programs: list[str])
         final_root = target / "root"
         for program in programs:
             relocate(root / program.lstrip("/"), root, final_root)
-        record = {"release": release, "programs": programs, "versions": versions}
+        record = {
+            "release": release,
+            "programs": programs,
+            "versions": versions,
+            "root": str(final_root),
+        }
         (draft / "versions.json").write_text(json.dumps(record, indent=1))
     apt.forget_archives()
     return Unpacked(final_root, release, versions)

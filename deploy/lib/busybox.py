@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deploy.lib.command import run
@@ -65,20 +65,35 @@ def write_image(
     architecture: str = "",
     busybox: bytes | None = None,
     command: Sequence[str] = ("/bin/sh",),
+    above: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the image as an OCI layout tar that containerd imports as ``name``.
 
     Params: ``architecture`` and ``busybox`` are another than the host's; ``command`` is what
-    a container of it runs.
+    a container of it runs; ``above`` are further layers, each the files it has by their paths
+    (``dir/.wh.name`` hides a name of the layers below).
     """
     architecture = architecture or run(["dpkg", "--print-architecture"], timeout=10).strip()
+    layers = [rootfs_tar(busybox), *map(_layer_tar, above)]
     with tarfile.open(path, mode="w") as tar:
-        for member, data in _layout(rootfs_tar(busybox), architecture, name, command):
+        for member, data in _layout(layers, architecture, name, command):
             _add_file(tar, member, data, 0o644)
 
 
+def _layer_tar(files: Mapping[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for folder in sorted({str(Path(path).parent) for path in files} - {"."}):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for path, text in files.items():
+            _add_file(tar, path, text.encode(), 0o644)
+    return buffer.getvalue()
+
+
 def _layout(
-    layer: bytes, architecture: str, name: str, command: Sequence[str]
+    layers: Sequence[bytes], architecture: str, name: str, command: Sequence[str]
 ) -> Iterator[tuple[str, bytes]]:
     config = _json(
         {
@@ -89,7 +104,7 @@ def _layout(
                 "Cmd": list(command),
                 "WorkingDir": "/",
             },
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
         }
     )
     manifest = _json(
@@ -97,7 +112,9 @@ def _layout(
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
-            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+            "layers": [
+                _descriptor("application/vnd.oci.image.layer.v1.tar", layer) for layer in layers
+            ],
         }
     )
     reference = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
@@ -107,7 +124,7 @@ def _layout(
     }
     yield "oci-layout", _json({"imageLayoutVersion": "1.0.0"})
     yield "index.json", _json({"schemaVersion": 2, "manifests": [reference]})
-    for blob in (layer, config, manifest):
+    for blob in (*layers, config, manifest):
         yield "blobs/" + _digest(blob).replace(":", "/"), blob
 
 

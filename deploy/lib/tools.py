@@ -32,6 +32,11 @@ def fetch_squashfs_tools() -> Unpacked:
     return fetch_debs("bookworm", ["squashfs-tools"], ["/usr/bin/mksquashfs"])
 
 
+def fetch_erofs_utils() -> Unpacked:
+    """A mkfs.erofs that makes layers of tar archives (1.7 or newer), as /usr/bin/mkfs.erofs."""
+    return fetch_debs("trixie", ["erofs-utils"], ["/usr/bin/mkfs.erofs"])
+
+
 def fetch_virtiofsd() -> Unpacked:
     """The virtiofsd that is written in Rust, as /usr/libexec/virtiofsd."""
     return fetch_debs("trixie", ["virtiofsd"], ["/usr/libexec/virtiofsd"])

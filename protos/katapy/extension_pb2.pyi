@@ -50,6 +50,22 @@ class RemoveDeviceRequest(_message.Message):
     pci_path: str
     def __init__(self, pci_path: _Optional[str] = ...) -> None: ...
 
+class ArchiveRequest(_message.Message):
+    __slots__ = ("container_id", "exec_id", "path", "extract", "no_walk", "preserve_ownership")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    EXTRACT_FIELD_NUMBER: _ClassVar[int]
+    NO_WALK_FIELD_NUMBER: _ClassVar[int]
+    PRESERVE_OWNERSHIP_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    path: str
+    extract: bool
+    no_walk: bool
+    preserve_ownership: bool
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., path: _Optional[str] = ..., extract: _Optional[bool] = ..., no_walk: _Optional[bool] = ..., preserve_ownership: _Optional[bool] = ...) -> None: ...
+
 class SetClockRequest(_message.Message):
     __slots__ = ("unix_nanos",)
     UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]

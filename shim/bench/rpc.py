@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from protos.containerd.bootstrap_pb2 import BootstrapResult
 from shim.errors import DeadlineExceeded, Internal, Unavailable
 from shim.ttrpc.framing import REQUEST, FrameDecoder, encode_frame
 from shim.ttrpc.messages import decode_response, encode_request
@@ -41,6 +42,10 @@ class ShimClient:
         if address.startswith("{"):
             document = json.loads(address)
             address, version = document["address"], document.get("version", 2)
+        elif not address.startswith(("unix:", "/")):
+            # A message, from runc's shim of containerd 2.3; all of its bytes are text.
+            result = BootstrapResult.FromString(answer.encode())
+            address, version = result.address, result.version
         self._service = f"containerd.task.v{version}.Task"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)

@@ -11,6 +11,7 @@ from importlib import import_module
 
 VERBS = {
     "check": "is this host ready, and what to do if it is not",
+    "cp": "copy files into and out of a running container",
     "env": "versions and the configuration in effect",
     "image": "build and list guest images",
     "bench": "measure pods on this host, beside runc",

@@ -6,6 +6,7 @@ A shim listens on its descriptor 3, so the kernel knows where: proc(5), ``net/un
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from shim.cleanup import ledger as ledgers
 from shim.cleanup import process_table
@@ -24,16 +25,21 @@ def socket_of(sandbox_id: str, state_dir: str = "") -> str:
     Raises:
         NotFound: no such pod runs here.
     """
+    for sandbox, socket in sockets(state_dir):
+        if sandbox == sandbox_id:
+            return socket
+    raise NotFound(f"no pod {sandbox_id!r} runs on this host")
+
+
+def sockets(state_dir: str = "") -> Iterator[tuple[str, str]]:
+    """Id and socket path of each pod that runs here. ``state_dir`` as of :func:`socket_of`."""
     for path in ledgers.find_all(state_dir or ledgers.state_dir()):
-        if os.path.basename(os.path.dirname(path)) != sandbox_id:
-            continue
         try:
             pid, started = ledgers.Ledger.load(path).owner
         except (KatapyError, OSError):
             continue  # it ends, or was left by something else
         if process_table.start_time(pid) == started and (found := listening_on(pid)):
-            return found
-    raise NotFound(f"no pod {sandbox_id!r} runs on this host")
+            yield os.path.basename(os.path.dirname(path)), found
 
 
 def listening_on(pid: int) -> str:

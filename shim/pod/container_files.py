@@ -41,6 +41,8 @@ DETACH_TIMEOUT_S = 10.0
 SHARE_TIMEOUT_S = 30.0
 RETURN_TIMEOUT_S = 10.0
 GUEST_STORAGE = "/run/kata-containers/sandbox/storage"
+OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
+"""Has the agent keep an overlay's changes in its memory, in the container's own folder."""
 
 
 @dataclass(slots=True)
@@ -184,6 +186,7 @@ class ContainerFiles:
                 source="overlay",
                 fstype="overlay",
                 options=overlay.options,
+                driver_options=[OVERLAY_RW] if plan.in_memory else [],
                 mount_point=path,
             )
         )
@@ -235,7 +238,7 @@ class ContainerFiles:
             source="overlay",
             fstype="overlay",
             options=[f"lowerdir={lower}"],
-            driver_options=["io.katacontainers.fs-opt.overlay-rw"],
+            driver_options=[OVERLAY_RW],
             mount_point=path,
         )
         return [*storages, overlay], path

@@ -13,152 +13,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 
 import trio
 from google.protobuf.any_pb2 import Any as PbAny
-from google.protobuf.message import Message
 
 from protos.containerd.streaming_pb2 import StreamInit
-from protos.containerd.transfer_pb2 import Data, WindowUpdate
-from shim.errors import AlreadyExists, InvalidArgument, KatapyError
-from shim.ttrpc.connection import ConnectionClosed
+from protos.containerd.transfer_pb2 import Data
+from shim.errors import AlreadyExists, InvalidArgument, NotFound
+from shim.stdio.one_stream import OneStream
+from shim.stdio.stream_end import CHUNK, Link, StreamEnd, is_message
 from shim.ttrpc.service import CallContext
-from shim.ttrpc.status import TtrpcError
 from shim.ttrpc.stream import ServerStream
 
-CHUNK = 32 << 10
-"""Bytes of one message; containerd's reader miscounts its window with larger ones."""
-WINDOW = 64 << 10
-"""Bytes of stdin that a client may send ahead."""
 CLOSE_GRACE_S = 2.0
 """Seconds for what a client sent before CloseIO, which came by another connection."""
 SETTLE_TIMEOUT_S = 10.0
 """Seconds that a client has to read the rest of an output, and to say so."""
 
 _log = logging.getLogger(__name__)
-_MAX_CREDIT = 1 << 30
-
-
-def _is(packed: PbAny, kind: type[Message]) -> bool:
-    """Whether it is such a message; containerd writes the bare name, without a prefix."""
-    return packed.type_url.rpartition("/")[2] == kind.DESCRIPTOR.full_name
-
-
-class _Link:
-    """A stream that is open now.
-
-    Attributes:
-        stream: the call.
-        credit: bytes the client takes.
-        granted: bytes it may send.
-        ended: set when either side wants no more of it.
-        error: what the client did wrong.
-    """
-
-    def __init__(self, stream: ServerStream) -> None:
-        self.stream = stream
-        self.credit = 0
-        self.granted = 0
-        self.ended = trio.Event()
-        self.error: KatapyError | None = None
-
-    async def send(self, message: Data | WindowUpdate) -> bool:
-        """Send; gives False, and ends the link, when the client is gone."""
-        packed = PbAny(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
-        try:
-            await self.stream.send(packed)
-        except (ConnectionClosed, TtrpcError):
-            self.ended.set()
-            return False
-        return True
-
-
-class _End:
-    """Our end of the streams of one id, one after the other.
-
-    Attributes:
-        claimed: a process has it.
-        reads: it is a stdin.
-        link: the stream that is open now.
-        incoming: what has arrived and was not read.
-        changed: parks those who wait for any of it.
-    """
-
-    def __init__(self) -> None:
-        self.claimed = False
-        self.reads = False
-        self.link: _Link | None = None
-        self.incoming: deque[bytes] = deque()
-        self.changed = trio.lowlevel.ParkingLot()
-        self._pending = 0
-
-    def connect(self, link: _Link) -> None:
-        """Go on with this stream; a former one has ended, known or not."""
-        self.disconnect(self.link)
-        self.link = link
-
-    def disconnect(self, link: _Link | None) -> None:
-        """Go on without this stream."""
-        if link is not None:
-            link.ended.set()
-            if self.link is link:
-                self.link = None
-        self.changed.unpark_all()
-
-    def take(self) -> bytes:
-        """The next bytes that have arrived, or nothing."""
-        if not self.incoming:
-            return b""
-        data = self.incoming.popleft()
-        self._pending -= len(data)
-        return data
-
-    async def grant(self) -> None:
-        """Let the client send, as far as there is room."""
-        link = self.link
-        if link is None or not self.reads:
-            return
-        more = WINDOW - link.granted - self._pending
-        if more >= WINDOW // 2:
-            link.granted += more
-            await link.send(WindowUpdate(update=more))
-
-    async def receive(self, link: _Link) -> None:
-        """Take what the client sends until it sends no more."""
-        try:
-            while (packed := await link.stream.receive()) is not None:
-                self._received(link, packed)
-                self.changed.unpark_all()
-        except (ConnectionClosed, TtrpcError):
-            pass
-        except KatapyError as error:
-            link.error = error
-        finally:
-            link.ended.set()
-
-    def _received(self, link: _Link, packed: PbAny) -> None:
-        if _is(packed, WindowUpdate):
-            update = WindowUpdate.FromString(packed.value).update
-            if not 0 <= update <= _MAX_CREDIT:
-                raise InvalidArgument(f"stream: window update of {update} bytes")
-            link.credit = min(link.credit + update, _MAX_CREDIT)
-        elif _is(packed, Data):
-            data = Data.FromString(packed.value).data
-            link.granted -= len(data)
-            if link.granted < 0:
-                raise InvalidArgument("stream: the client sent more than its window allows")
-            if data:
-                self._pending += len(data)
-                self.incoming.append(data)
-        else:
-            raise InvalidArgument(f"stream: a message of type {packed.type_url!r}")
 
 
 class StreamSink:
     """An output of a process as a stream; made by :meth:`Streams.sink`."""
 
-    def __init__(self, streams: Streams, stream_id: str, end: _End) -> None:
+    def __init__(self, streams: Streams, stream_id: str, end: StreamEnd) -> None:
         self._streams = streams
         self._id = stream_id
         self._end = end
@@ -179,7 +57,7 @@ class StreamSink:
             else:
                 self._end.disconnect(link)
 
-    async def _writable(self) -> _Link | None:
+    async def _writable(self) -> Link | None:
         while not self._closed:
             link = self._end.link
             if link is not None and link.credit:
@@ -221,7 +99,7 @@ class StreamSource:
     A client that leaves is no end of file: that comes from CloseIO alone.
     """
 
-    def __init__(self, streams: Streams, stream_id: str, end: _End) -> None:
+    def __init__(self, streams: Streams, stream_id: str, end: StreamEnd) -> None:
         self._streams = streams
         self._id = stream_id
         self._end = end
@@ -258,7 +136,7 @@ class Streams:
     """The streams of one shim, by their ids."""
 
     def __init__(self) -> None:
-        self._ends: dict[str, _End] = {}
+        self._ends: dict[str, StreamEnd] = {}
 
     async def serve(self, stream: ServerStream, _context: CallContext) -> None:
         """Handle a call of Streaming.Stream for as long as the stream is open.
@@ -267,13 +145,13 @@ class Streams:
             InvalidArgument: it does not begin with an id, or breaks the protocol.
         """
         first = await stream.receive()
-        if first is None or not _is(first, StreamInit):
+        if first is None or not is_message(first, StreamInit):
             raise InvalidArgument("stream: the first message must be a StreamInit")
         stream_id = StreamInit.FromString(first.value).id
         if not stream_id:
             raise InvalidArgument("stream: no id")
-        link = _Link(stream)
-        end = self._ends.setdefault(stream_id, _End())
+        link = Link(stream)
+        end = self._ends.setdefault(stream_id, StreamEnd())
         end.connect(link)
         try:
             await stream.send(PbAny())  # any answer says that it is open
@@ -303,7 +181,20 @@ class Streams:
         end.reads = True
         return StreamSource(self, stream_id, end)
 
-    def forget(self, stream_id: str, end: _End) -> None:
+    def one(self, stream_id: str) -> OneStream:
+        """Take a stream that is open now.
+
+        Raises:
+            NotFound: it is not.
+            AlreadyExists: it is taken.
+        """
+        known = self._ends.get(stream_id)
+        if known is None or known.link is None:
+            raise NotFound(f"stream {stream_id!r} is not open")
+        end = self._claim(stream_id)
+        return OneStream(stream_id, end, known.link, self.forget)
+
+    def forget(self, stream_id: str, end: StreamEnd) -> None:
         """Give a stream back; a client that has it open gets its end. Idempotent."""
         self._drop(stream_id, end)
         end.disconnect(end.link)
@@ -313,13 +204,13 @@ class Streams:
         for stream_id, end in list(self._ends.items()):
             self.forget(stream_id, end)
 
-    def _claim(self, stream_id: str) -> _End:
-        end = self._ends.setdefault(stream_id, _End())
+    def _claim(self, stream_id: str) -> StreamEnd:
+        end = self._ends.setdefault(stream_id, StreamEnd())
         if end.claimed:
             raise AlreadyExists(f"stdio: stream {stream_id!r} belongs to another process")
         end.claimed = True
         return end
 
-    def _drop(self, stream_id: str, end: _End) -> None:
+    def _drop(self, stream_id: str, end: StreamEnd) -> None:
         if self._ends.get(stream_id) is end:
             del self._ends[stream_id]

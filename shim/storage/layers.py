@@ -20,7 +20,7 @@ from shim.storage.options import Mount
 PREFIXES = ("format", "mkdir")
 """What is done here; ``-info`` tells containerd, which otherwise does it on the host."""
 
-_MKDIR = "X-containerd.mkdir.path="
+MKDIR = "X-containerd.mkdir.path="
 _TEMPLATE = re.compile(r"\{\{\s*(\w+)((?:\s+\d+)*)\s*\}\}")
 _DEFAULT_MODE = 0o700
 
@@ -79,8 +79,8 @@ def resolve(entry: Mount, points: Sequence[str]) -> tuple[Mount, tuple[Directory
         options = tuple(_filled(option, points) for option in options)
     made: tuple[Directory, ...] = ()
     if "mkdir" in prefixes:
-        made = tuple(_directory(option) for option in options if option.startswith(_MKDIR))
-        options = tuple(option for option in options if not option.startswith(_MKDIR))
+        made = tuple(_directory(option) for option in options if option.startswith(MKDIR))
+        options = tuple(option for option in options if not option.startswith(MKDIR))
     return replace(entry, type=kind, source=source, options=options), made
 
 
@@ -112,7 +112,7 @@ def _filled(text: str, points: Sequence[str]) -> str:
 
 
 def _directory(option: str) -> Directory:
-    path, *rest = option.removeprefix(_MKDIR).split(":")
+    path, *rest = option.removeprefix(MKDIR).split(":")
     try:
         mode = int(rest[0], 8) if rest else _DEFAULT_MODE
         owner = (int(rest[1]), int(rest[2])) if len(rest) > 1 else (0, 0)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shim.errors import InvalidArgument, Unimplemented
 from shim.storage.kata_volume import OVERLAY_RW, expand_rootfs
-from shim.storage.layers import is_stack, plain_type, resolve
+from shim.storage.layers import MKDIR, is_stack, plain_type, resolve
 from shim.storage.options import Mount, parse_options
 
 GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
@@ -25,6 +25,8 @@ GUEST_FILESYSTEMS = frozenset(("ext4", "xfs", "erofs"))
 MAX_LAYERS = 12
 """Disks of one root file system; more are stacked on the host, as a VM's places are few."""
 
+_VERITY = "X-containerd.dmverity="
+_CHANGES = frozenset(("upperdir", "workdir"))
 _HOST_WORDS = frozenset(("loop", "direct-io", "direct_io", "rw", "defaults"))
 
 
@@ -69,10 +71,12 @@ class LayeredRootfs:
     Attributes:
         disks: in the order of their places in the overlay's templates.
         overlay: what :func:`shim.storage.layers.resolve` takes with the disks' mount points.
+        in_memory: none of the disks is for changes, so they stay in the guest's memory.
     """
 
     disks: tuple[BlockRootfs, ...]
     overlay: Mount
+    in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,15 @@ def plan_rootfs(
 
     Raises:
         InvalidArgument: options that can't be honoured or a mount outside the root.
-        Unimplemented: the VM has no way for it.
+        Unimplemented: the VM has no way for it, or it is to be verified.
     """
     mounts = expand_rootfs(mounts)
+    for entry in mounts:
+        if any(option.startswith(_VERITY) for option in entry.options):
+            raise Unimplemented(
+                f"layer {entry.source} is to be checked by dm-verity, which katapy does not do: "
+                'see dmverity_mode = "off" of containerd\'s erofs snapshotter'
+            )
     if is_stack(mounts):
         return _plan_stack(
             tuple(mounts),
@@ -164,22 +174,41 @@ def _plan_stack(
     *layers, top = mounts
     found = [_as_disk(entry, guest_filesystems, is_block) for entry in layers]
     disks = tuple(entry for entry in found if entry is not None)
-    if (
+    attachable = (
         can_attach
         and plain_type(top) == "overlay"
         and len(disks) == len(layers) <= MAX_LAYERS
         and all(directory.owner == (0, 0) for directory in directories)
         and not any(option.startswith(("uidmap=", "gidmap=")) for option in top.options)
-    ):
+    )
+    # Unless the snapshotter makes a disk for changes, they go to a directory of the host.
+    on_host = _directories_of_host(top)
+    if attachable and not on_host:
         return LayeredRootfs(disks, top)
     in_guest = OVERLAY_RW in top.options
     if can_share and not in_guest:
         return SharedRootfs(mounts, bundle_root)
+    if attachable and on_host <= _CHANGES:
+        kept = tuple(o for o in top.options if o.partition("=")[0] not in _CHANGES)
+        return LayeredRootfs(disks, replace(top, options=kept), in_memory=True)
     why = "its changes are to stay in the guest" if in_guest else "this VM shares no directories"
     raise Unimplemented(
         f"rootfs of {len(layers)} layers: {why}, and it takes no more than "
         f"{MAX_LAYERS if can_attach else 0} disks for it, each an image or device of "
         f"{', '.join(sorted(guest_filesystems))}"
+    )
+
+
+def _directories_of_host(overlay: Mount) -> frozenset[str]:
+    """The options of an overlay that name directories outside of the mounts before it."""
+    found = (option.partition("=") for option in overlay.options)
+    return frozenset(
+        key
+        for key, _, value in found
+        if key in ("lowerdir", *_CHANGES, MKDIR.rstrip("="))
+        and not all(
+            place.startswith("{{") for place in (value.split(":") if key == "lowerdir" else [value])
+        )
     )
 
 

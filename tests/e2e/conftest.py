@@ -19,27 +19,27 @@ from pathlib import Path
 
 import pytest
 
+from deploy.lib.apt import Unpacked
 from deploy.lib.busybox import rootfs_tar, write_image
-from deploy.lib.containerd import RELEASES, Daemon, config_text, fetch_containerd
+from deploy.lib.containerd import Daemon, config_text
 from deploy.lib.guest import prepare_guest
 from deploy.lib.runtime import Runtime, prepare_runtime
 from tests.conftest import DEFAULT_RUNTIME
-from tests.support import versions
+from tests.support import containerds
+from tests.support.cri_daemon import EROFS
 from tests.support.ctr import Ctr
 from tests.support.events import Events, open_events
 from tests.support.isolation import have_own
 from tests.support.leaks import SHARED_DIRS, Scope, assert_nothing_left, snapshot
 from tests.support.processes import become_subreaper
 
-_FULL_ORDER = ("1.7", "2.1", "1.6")
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "series" not in metafunc.fixturenames:
         return
-    wanted = [name for name in metafunc.config.getoption("--containerd").split(",") if name]
+    wanted = list(containerds.chosen(metafunc.config.getoption("--containerd")))
     if metafunc.definition.get_closest_marker("core") is None:
-        wanted = [name for name in _FULL_ORDER if name in wanted][:1]
+        wanted = containerds.first(wanted)
     metafunc.parametrize("series", wanted, scope="session")
 
 
@@ -99,21 +99,30 @@ def runtime(request: pytest.FixtureRequest, scratch: Path) -> Runtime:
 
 
 @pytest.fixture(scope="session")
+def containerd(request: pytest.FixtureRequest, series: str, scratch: Path) -> Unpacked:
+    """The programs of the containerd of the given series."""
+    folder = containerds.chosen(request.config.getoption("--containerd"))[series]
+    return containerds.programs(series, folder, scratch)
+
+
+@pytest.fixture(scope="session")
 def daemon(
-    series: str, scratch: Path, image: Path, runtime: Runtime, own_run_directories: None
+    series: str, containerd: Unpacked, scratch: Path, runtime: Runtime, own_run_directories: None
 ) -> Iterator[Daemon]:
     """containerd of the given series, running; a test may stop and start it."""
-    release = RELEASES[series]
-    packages = versions.obtain(f"containerd {series}", release, lambda: fetch_containerd(release))
     folder = scratch / series
     (folder / "tmp").mkdir(parents=True)
     version = 3 if series.startswith("2.") else 2
-    config = config_text(folder, version=version, plugins=_blockfile(folder))
+    path = [runtime.launcher_dir] if runtime.launcher_dir else []
+    plugins = _blockfile(folder)
+    if containerds.number(series) >= (2, 2):
+        path.append(containerds.mkfs_erofs(folder))
+        plugins += EROFS
     daemon = Daemon(
-        packages,
+        containerd,
         folder,
-        config=config,
-        path=[runtime.launcher_dir] if runtime.launcher_dir else [],
+        config=config_text(folder, version=version, plugins=plugins),
+        path=path,
         # Whatever forgets its temporary files forgets them where the leak check looks.
         env={"TMPDIR": str(folder / "tmp"), **runtime.env},
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,27 +50,3 @@ def test_block_device(ctr: Ctr, image: Path, series: str) -> None:
     assert mount.startswith("/dev/vd")
     assert " ext4 " in mount
     assert text == "data"
-
-
-@pytest.fixture
-def erofs_image(ctr: Ctr, image: Path, series: str) -> Iterator[None]:
-    """The image unpacked by the erofs snapshotter, which mounts each layer for good."""
-    if not series.startswith("2."):
-        pytest.skip(f"containerd {series} has no erofs snapshotter")
-    ctr.ok("images", "import", "--local", "--snapshotter", "erofs", image)
-    yield
-    ctr.remove_all()
-    snapshots = ("snapshots", "--snapshotter", "erofs")
-    for line in reversed(ctr.ok(*snapshots, "list").text.splitlines()[1:]):
-        ctr.ok(*snapshots, "rm", line.split()[0])
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if "io.containerd.snapshotter.v1.erofs" in line:
-            subprocess.run(["umount", line.split()[4]], check=True)
-
-
-@pytest.mark.core
-def test_erofs_snapshotter(ctr: Ctr, erofs_image: None) -> None:
-    script = "echo new >/etc/hostname && cat /etc/hostname && rm /bin/ar && ls /bin/ar"
-    output = ctr.run("sh", "-c", script, options=["--snapshotter", "erofs"])
-    assert output.text == "new", output.error
-    assert "/bin/ar: No such file" in output.error

@@ -19,6 +19,14 @@ from deploy.lib.runtime import SHIM, Runtime
 PAUSE_IMAGE = "localhost/katapy/pause:latest"
 SUBNET = "10.88.61.0/24"
 GATEWAY = "10.88.61.1"
+EROFS = """
+[plugins."io.containerd.snapshotter.v1.erofs"]
+  default_size = "64MiB"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["erofs", "walking"]
+"""
+"""Layers are images from the start, and each container has a disk for its changes."""
+
 NAMESPACE = "k8s.io"
 """containerd's namespace for all that CRI makes."""
 
@@ -57,10 +65,13 @@ def write_cni(folder: Path) -> None:
     (folder / "net.d" / "10-pods.conflist").write_text(json.dumps(network, indent=1))
 
 
-def cri_config(folder: Path, runtime: Runtime, *, version: int, plugins: Path) -> str:
+def cri_config(
+    folder: Path, runtime: Runtime, *, version: int, plugins: Path, erofs: bool = False
+) -> str:
     """A daemon configuration with CRI on and everything below ``folder``.
 
-    Params: ``version`` is 2 (containerd 1.x) or 3 (2.x); ``plugins`` holds the CNI plugins.
+    Params: ``version`` is 2 (containerd 1.x) or 3 (2.x); ``plugins`` holds the CNI plugins;
+    ``erofs`` adds a handler whose images are layers as disks (2.2 or newer).
     """
     cni = folder / "cni"
     if version == 2:
@@ -103,6 +114,9 @@ def cri_config(folder: Path, runtime: Runtime, *, version: int, plugins: Path) -
         if runtime.launcher_dir:
             path = f'runtime_path = "{runtime.launcher_dir / SHIM}"'
             handlers.append(_handler(table, "katapy-by-path", "io.containerd.runc.v2", path))
+    if erofs:
+        handlers.append(_handler(table, "katapy-erofs", runtime.name, 'snapshotter = "erofs"'))
+        handlers.append(EROFS)
     return f"""\
 version = {version}
 root = "{folder / "root"}"

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.sandbox_service",
         "shim.volume_service",
         "shim.packet_filter_service",
+        "shim.transfer_service",
     ),
     ("shim.translate_pod",),
     ("shim.translate",),
@@ -45,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.pod.disks",
         "shim.pod.vfio",
     ),
-    ("shim.pod.vm", "shim.pod.size", "shim.pod.guest_swap"),
+    ("shim.pod.vm", "shim.pod.size", "shim.pod.archives", "shim.pod.guest_swap"),
     ("shim.pod.pause", "shim.pod.files", "shim.pod.life", "shim.pod.stats"),
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),
     (

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lib.containerd import RELEASES, Daemon, fetch_containerd
+from deploy.lib.apt import Unpacked
+from deploy.lib.containerd import Daemon
 from deploy.lib.runtime import Runtime
 from deploy.lib.tools import fetch_cni_plugins
 from tests.conftest import DEFAULT_RUNTIME
-from tests.support import versions
+from tests.support import containerds, versions
 from tests.support.cri_client import CriClient, CriError
 from tests.support.cri_daemon import NAMESPACE, cri_config, write_cni, write_pause_image
 from tests.support.leaks import Scope, Snapshot, leaked, snapshot, sockets
@@ -33,6 +34,7 @@ def network(own_run_directories: None, token: str) -> Iterator[NetworkNamespace]
 @pytest.fixture(scope="session")
 def cri_daemon(
     series: str,
+    containerd: Unpacked,
     scratch: Path,
     token: str,
     image: Path,
@@ -40,24 +42,27 @@ def cri_daemon(
     network: NetworkNamespace,
 ) -> Iterator[Daemon]:
     """containerd of the given series with CRI on, its images imported."""
-    release = RELEASES[series]
-    packages = versions.obtain(f"containerd {series}", release, lambda: fetch_containerd(release))
     plugins = versions.obtain("CNI plugins", "bookworm", fetch_cni_plugins)
     folder = scratch / f"cri{series}"
     (folder / "tmp").mkdir(parents=True)
     write_cni(folder / "cni")
     write_pause_image(folder / "pause.tar")
+    programs = [runtime.launcher_dir] if runtime.launcher_dir else []
+    has_layers = containerds.number(series) >= (2, 2)
+    if has_layers:
+        programs.append(containerds.mkfs_erofs(folder))
     config = cri_config(
         folder,
         runtime,
         version=3 if series.startswith("2.") else 2,
         plugins=plugins.program("/usr/lib/cni"),
+        erofs=has_layers,
     )
     daemon = Daemon(
-        packages,
+        containerd,
         folder,
         config=config,
-        path=[runtime.launcher_dir] if runtime.launcher_dir else [],
+        path=programs,
         env={"TMPDIR": str(folder / "tmp"), **runtime.env},
         prefix=network.command(),
     )
@@ -83,7 +88,9 @@ def cri_client(cri_daemon: Daemon) -> Iterator[CriClient]:
             conditions = client.call("Status", timeout_s=5).status.conditions
         except CriError:
             return False
-        return all(condition.status for condition in conditions)
+        # Another one says that something of the host, such as cgroup v1, is deprecated.
+        met = {condition.type for condition in conditions if condition.status}
+        return met >= {"RuntimeReady", "NetworkReady"}
 
     eventually(ready, "CRI to be ready", timeout=_READY_TIMEOUT)
     yield client

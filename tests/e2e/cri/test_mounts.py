@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from protos.cri import sandbox_pb2 as pods
+from tests.support.containerds import asks_for_features
 from tests.support.cri_client import CriError
 from tests.support.pods import Kubelet, linux
 
@@ -46,7 +47,7 @@ def supports_recursive_read_only(kubelet: Kubelet) -> bool:
     )
 
 
-def test_mounts_are_as_asked(kubelet: Kubelet, tmp_path: Path) -> None:
+def test_mounts_are_as_asked(kubelet: Kubelet, series: str, tmp_path: Path) -> None:
     own = tmp_path / "read-only"
     with (
         mounted("private", tmp_path / "private") as private,
@@ -64,6 +65,7 @@ def test_mounts_are_as_asked(kubelet: Kubelet, tmp_path: Path) -> None:
         recursive = {"host_path": str(own), "container_path": "/rro", "readonly": True}
         recursive["recursive_read_only"] = True
         can_rro = supports_recursive_read_only(kubelet)
+        assert can_rro or not asks_for_features(series)
         pod = kubelet.pod("mounts", linux=PRIVILEGED)
         one = pod.container(
             "one", "sleep", "1000", linux=PRIVILEGED, mounts=[*volumes, *[recursive] * can_rro]

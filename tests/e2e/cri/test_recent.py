@@ -9,6 +9,7 @@ import pytest
 
 from protos.cri import runtime_pb2 as cri
 from protos.cri import sandbox_pb2 as pods
+from tests.support.containerds import asks_for_features
 from tests.support.cri_client import CriError
 from tests.support.pods import Kubelet, linux
 
@@ -27,9 +28,15 @@ def mapped(mode: int, *mappings: tuple[int, int, int], **security: Any) -> dict[
 
 
 @pytest.mark.core
-def test_users_and_groups(kubelet: Kubelet, tmp_path: Path) -> None:
-    if kubelet.client.call("Version").runtime_version.startswith("1."):
+def test_users_and_groups(kubelet: Kubelet, series: str, tmp_path: Path) -> None:
+    if series.startswith("1."):
         pytest.skip("containerd 1.x maps no owners of volumes and has one policy for groups")
+    offered = [
+        handler.features.user_namespaces
+        for handler in kubelet.client.call("Status").runtime_handlers
+        if handler.name == kubelet.handler
+    ]
+    assert offered == [True] or not asks_for_features(series)
     volume = tmp_path / "v"
     volume.mkdir(mode=0o755)
     settings = mapped(pods.POD, MAPPING)

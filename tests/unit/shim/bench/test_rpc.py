@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from protos.containerd import task_v2_pb2
+from protos.containerd.bootstrap_pb2 import BootstrapResult
 from shim.bench.rpc import ShimClient
 from shim.errors import Internal, Unavailable
 from shim.ttrpc.framing import RESPONSE, FrameDecoder, encode_frame
@@ -47,8 +48,18 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Answer], str]]:
     listener.close()
 
 
+def as_json(address: str) -> str:
+    return f'{{"version": 3, "address": "{address}", "protocol": "ttrpc"}}'
+
+
+def as_message(address: str) -> str:
+    result = BootstrapResult(version=3, address=address, protocol="ttrpc")
+    return result.SerializeToString().decode()
+
+
+@pytest.mark.parametrize("said_by_start", [as_json, as_message])
 def test_call_returns_the_payload_of_the_service_version_asked_for(
-    serve: Callable[[Answer], str],
+    serve: Callable[[Answer], str], said_by_start: Callable[[str], str]
 ) -> None:
     seen = []
 
@@ -57,7 +68,7 @@ def test_call_returns_the_payload_of_the_service_version_asked_for(
         return encode_response(0, "", request.payload)
 
     address = serve(answer)
-    with ShimClient(f'{{"version": 3, "address": "{address}", "protocol": "ttrpc"}}') as client:
+    with ShimClient(said_by_start(address)) as client:
         said = client.call("State", task_v2_pb2.StateRequest(id="a"))
     assert task_v2_pb2.StateRequest.FromString(said).id == "a"
     assert seen == [("containerd.task.v3.Task", "State")]

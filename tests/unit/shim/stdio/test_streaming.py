@@ -18,7 +18,8 @@ from shim import translate
 from shim.errors import AlreadyExists
 from shim.stdio import streaming
 from shim.stdio.stdio import open_stdio
-from shim.stdio.streaming import CHUNK, WINDOW, Streams
+from shim.stdio.stream_end import CHUNK, WINDOW
+from shim.stdio.streaming import Streams
 from shim.ttrpc import status
 from shim.ttrpc.client import open_client
 from shim.ttrpc.server import Server
@@ -38,11 +39,11 @@ class Peer:
     """containerd's side: one connection for each stream, as it does."""
 
     def __init__(self, connect: Any) -> None:
-        self._connect = connect
+        self.connect = connect
 
     @asynccontextmanager
     async def open(self, stream_id: str) -> AsyncIterator[MessageStream]:
-        async with open_client(self._connect()) as client, stub(client, SERVICE).Stream() as stream:
+        async with open_client(self.connect()) as client, stub(client, SERVICE).Stream() as stream:
             await stream.send(packed(StreamInit(id=stream_id)))
             assert await stream.receive() is not None
             yield stream
@@ -204,7 +205,7 @@ async def test_a_client_that_breaks_the_protocol_is_told(message: Message) -> No
 async def test_a_stream_begins_with_its_id(first: Message) -> None:
     async with (
         shim(Streams()) as peer,
-        open_client(peer._connect()) as client,
+        open_client(peer.connect()) as client,
         stub(client, SERVICE).Stream() as stream,
     ):
         await stream.send(packed(first))

@@ -133,6 +133,51 @@ def test_layers_that_can_not_be_disks_are_stacked_on_the_host(mounts: list[Mount
         plan(*mounts, can_share=False)
 
 
+CHANGES_ON_HOST = Mount(
+    "format/mkdir/overlay",
+    "overlay",
+    "",
+    ("workdir=/snapshots/9/work", "upperdir=/snapshots/9/fs", "lowerdir={{ overlay 0 1 }}"),
+)
+
+
+def test_changes_that_belong_into_a_directory_of_the_host_go_there() -> None:
+    mounts = [*layers(2), CHANGES_ON_HOST]
+    assert plan(*mounts) == SharedRootfs(tuple(mounts), "/bundle/rootfs")
+
+
+def test_changes_stay_in_the_guest_if_nothing_is_shared() -> None:
+    found = plan(*layers(2), CHANGES_ON_HOST, can_share=False)
+    assert isinstance(found, LayeredRootfs)
+    assert found.in_memory
+    assert found.overlay.options == ("lowerdir={{ overlay 0 1 }}",)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["lowerdir={{ overlay 0 1 }}:/host", "lowerdir=/host", "X-containerd.mkdir.path=/host/upper"],
+)
+def test_other_directories_of_the_host_are_not_left_out(option: str) -> None:
+    top = Mount("format/mkdir/overlay", "overlay", "", (option,))
+    assert isinstance(plan(*layers(2), top), SharedRootfs)
+    with pytest.raises(Unimplemented):
+        plan(*layers(2), top, can_share=False)
+
+
+def test_a_view_of_layers_needs_no_disk_for_changes() -> None:
+    top = Mount("format/mkdir/overlay", "overlay", "", ("lowerdir={{ overlay 0 1 }}",))
+    found = plan(*layers(2), top)
+    assert isinstance(found, LayeredRootfs)
+    assert not found.in_memory
+
+
+def test_a_layer_is_not_used_unverified() -> None:
+    layer = Mount("erofs", "/l", "", ("ro", "loop", "X-containerd.dmverity=/l.dmverity"))
+    for mounts in ([layer], [WRITABLE, layer, *layers(1), OVERLAY]):
+        with pytest.raises(Unimplemented, match="dm-verity"):
+            plan(*mounts)
+
+
 def test_a_stack_that_can_not_be_understood_is_refused_before_anything_is_made() -> None:
     with pytest.raises(InvalidArgument, match="no mount 2"):
         plan(*layers(2), OVERLAY)
