@@ -122,6 +122,7 @@ def _build(
             **guest.handlers,
             **dict.fromkeys(_NETWORK, Deferred(lambda: _network(loop))),
             **dict.fromkeys(_IPTABLES, Deferred(lambda: _iptables(children))),
+            "GetMetrics": Deferred(_metrics),
         },
         Containers.WAITS,
     )
@@ -157,6 +158,12 @@ def _iptables(children: Children) -> Mapping[str, Any]:
     from .iptables import IpTables
 
     return IpTables(children).handlers
+
+
+def _metrics() -> Mapping[str, Any]:
+    from .metrics import Metrics
+
+    return Metrics().handlers
 
 
 def _ports(loop: Loop) -> Mapping[str, Any]:
