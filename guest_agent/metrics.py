@@ -172,9 +172,7 @@ def _items(lines: list[str], name: str, samples: Iterable[Sample]) -> None:
     _family(lines, name, [(f'{{item="{item}"}}', value) for item, value in samples])
 
 
-def _family(
-    lines: list[str], name: str, samples: Iterable[Sample], kind: str = "gauge"
-) -> None:
+def _family(lines: list[str], name: str, samples: Iterable[Sample], kind: str = "gauge") -> None:
     rows = [f"{name}{labels} {value}" for labels, value in samples]
     if rows:
         lines.append(f"# TYPE {name} {kind}")

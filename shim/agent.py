@@ -28,6 +28,7 @@ from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.sync import FileChange
 from shim.ttrpc import status
 from shim.ttrpc.client import Client, open_client
+from shim.ttrpc.durations import Durations
 from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError
 
@@ -57,6 +58,11 @@ class Agent:
         self._kata: Any = stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
         self._extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
         self._health: Any = stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+
+    @property
+    def call_durations(self) -> Mapping[str, Durations]:
+        """How long its calls took, by the full name of their request."""
+        return self._client.durations
 
     async def check(self, timeout: float = HEALTH_TIMEOUT_S) -> None:
         """Ask whether the agent serves.

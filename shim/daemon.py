@@ -23,6 +23,7 @@ from shim.config.model import Config
 from shim.errors import ConfigError
 from shim.events import Event
 from shim.log import DEBUG, open_fifo
+from shim.management.endpoint import ManagementEndpoint, Serve, socket_path
 from shim.packet_filter_service import PacketFilterService
 from shim.pod.declarable_sandbox import DeclarableSandbox
 from shim.pod.direct_volumes import DirectVolumes
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from shim.context import ShimContext
 
 DRAIN_TIMEOUT_S = 5.0
+# Those whose calls the metrics tell of.
+_TOLD_SERVICES = (
+    "containerd.task.v2.Task",
+    "containerd.task.v3.Task",
+    "containerd.runtime.sandbox.v1.Sandbox",
+)
 
 
 def main(context: ShimContext) -> None:
@@ -88,6 +95,20 @@ async def _serve(context: ShimContext) -> None:
         log.warning(warning)
     direct = DirectVolumes(context.group_id, context.socket_path)
     streams = Streams()
+
+    def load_management() -> Serve:
+        from shim.management.routes import Routes  # few pods are ever asked
+        from shim.monitoring.pod_metrics import PodMetrics
+
+        told = [s for s in services if s.name in _TOLD_SERVICES]
+        return Routes(sandbox, direct, PodMetrics(sandbox, told, log)).server().serve_connection
+
+    management = ManagementEndpoint(
+        socket_path(context.state_dir, context.namespace, context.group_id),
+        ledger,
+        load_management,
+        log,
+    )
     sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
@@ -103,6 +124,7 @@ async def _serve(context: ShimContext) -> None:
         direct=direct,
         streams=streams,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
+        on_start=management.open,
     )
 
     async def shutdown() -> None:
@@ -116,6 +138,7 @@ async def _serve(context: ShimContext) -> None:
         _streaming_service(streams),
     ]
     server = Server(services, map_error=translate.error)
+
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reap_orphans)

@@ -17,6 +17,8 @@ VERBS = {
     "cleanup": "remove what crashed sandboxes left",
     "direct-volume": "disks that guests mount: add, remove, stats, resize",
     "iptables": "a pod's packet filter: get, set",
+    "metrics": "a pod's figures, in Prometheus's text format",
+    "monitor": "serve the figures of all pods of this host to Prometheus",
     "version": "print the version",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments) -> int``."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 
-from shim.cleanup import ledger as ledgers
-from shim.cleanup import process_table
-from shim.errors import KatapyError, NotFound
+from shim.errors import NotFound
+from shim.monitoring.pods import RunningPod, running_pods
 
 LISTENER_FD = 3
 
@@ -24,16 +23,21 @@ def socket_of(sandbox_id: str, state_dir: str = "") -> str:
     Raises:
         NotFound: no such pod runs here.
     """
-    for path in ledgers.find_all(state_dir or ledgers.state_dir()):
-        if os.path.basename(os.path.dirname(path)) != sandbox_id:
-            continue
-        try:
-            pid, started = ledgers.Ledger.load(path).owner
-        except (KatapyError, OSError):
-            continue  # it ends, or was left by something else
-        if process_table.start_time(pid) == started and (found := listening_on(pid)):
+    for pod in _named(sandbox_id, state_dir):
+        if found := listening_on(pod.pid):
             return found
     raise NotFound(f"no pod {sandbox_id!r} runs on this host")
+
+
+def management_of(sandbox_id: str, state_dir: str = "") -> str:
+    """Return the path of a pod's management socket; arguments and errors as above."""
+    for pod in _named(sandbox_id, state_dir):
+        return pod.management
+    raise NotFound(f"no pod {sandbox_id!r} runs on this host")
+
+
+def _named(sandbox_id: str, state_dir: str) -> list[RunningPod]:
+    return [pod for pod in running_pods(state_dir) if pod.sandbox_id == sandbox_id]
 
 
 def listening_on(pid: int) -> str:

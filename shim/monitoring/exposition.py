@@ -69,7 +69,9 @@ class Family:
         self.samples.append(Sample(self.name + part, pairs, value))
 
 
-def gauge(name: str, about: str, values: Mapping[str, float] | float, label: str = "item") -> Family:
+def gauge(
+    name: str, about: str, values: Mapping[str, float] | float, label: str = "item"
+) -> Family:
     """Make a family of one figure, or of one for each value of a label."""
     family = Family(name, "gauge", about)
     if isinstance(values, Mapping):
@@ -247,6 +249,12 @@ def labelled(family: Family, labels: Mapping[str, str]) -> Family:
         for s in family.samples
     ]
     return Family(family.name, family.kind, family.help, samples)
+
+
+def renamed(family: Family, name: str) -> Family:
+    """Return a family of the same figures under another name."""
+    samples = [replace(s, name=name + s.name[len(family.name) :]) for s in family.samples]
+    return Family(name, family.kind, family.help, samples)
 
 
 def merge(many: Iterable[Iterable[Family]]) -> Iterator[Family]:
