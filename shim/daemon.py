@@ -21,8 +21,8 @@ from shim.cleanup.orphans import reap_orphans
 from shim.config.load import load_config
 from shim.config.model import Config
 from shim.errors import ConfigError
-from shim.events import Event
-from shim.log import DEBUG, open_fifo
+from shim.events import Event, TaskOOM
+from shim.log import DEBUG, Log, open_fifo
 from shim.management.endpoint import ManagementEndpoint, Serve, socket_path
 from shim.packet_filter_service import PacketFilterService
 from shim.pod.declarable_sandbox import DeclarableSandbox
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from shim.context import ShimContext
 
 DRAIN_TIMEOUT_S = 5.0
+OOM_FILE = "oom"  # Kata's name
 # Those whose calls the metrics tell of.
 _TOLD_SERVICES = (
     "containerd.task.v2.Task",
@@ -79,6 +80,8 @@ async def _serve(context: ShimContext) -> None:
 
     def publish(event: Event) -> None:
         publisher.publish(*translate.event(event))
+        if isinstance(event, TaskOOM) and not publisher.has_receiver:
+            mark_oom(sandbox, event.container_id, log)
 
     # A shim that cannot read its configuration still serves, so that the client of
     # Create gets the reason as its answer.
@@ -154,6 +157,16 @@ async def _serve(context: ShimContext) -> None:
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+def mark_oom(sandbox: Sandbox, container_id: str, log: Log) -> None:
+    """Leave the file in a container's bundle by which CRI-O learns of an OOM kill."""
+    container = sandbox.containers.get(container_id)
+    if container is not None:
+        try:
+            Path(container.bundle, OOM_FILE).touch()
+        except OSError as err:
+            log.warning(f"no OOM file for {container_id}: {err}")
 
 
 async def shut_down(sandbox: Sandbox, publisher: Publisher, ending: trio.Event) -> None:

@@ -38,16 +38,18 @@ class Listeners:
         qmp: control socket.
         console: guest console, or None.
         ports: virtio-serial ports by device id.
+        extra_monitor: second monitor, or None.
     """
 
     qmp: int
     console: int | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
+    extra_monitor: int | None = None
 
     def all(self) -> tuple[int, ...]:
         """Return every descriptor."""
-        console = () if self.console is None else (self.console,)
-        return (self.qmp, *console, *self.ports.values())
+        others = (fd for fd in (self.console, self.extra_monitor) if fd is not None)
+        return (self.qmp, *others, *self.ports.values())
 
 
 def build(
@@ -88,6 +90,7 @@ def build(
         *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
+        *_extra_monitor(spec, listeners),
         *_console(listeners),
         *kernel_arguments(spec, accelerator, tsc_khz),
         *_iommu(spec),
@@ -186,6 +189,16 @@ def _monitor(features: QemuFeatures) -> list[str]:
     if features.monitor_object:
         return ["-object", "monitor-qmp,id=mon0,chardev=qmp"]
     return ["-mon", "chardev=qmp,mode=control"]
+
+
+_EXTRA_MODES = {"hmp": "readline", "qmp": "control", "qmp-pretty": "control,pretty=on"}
+
+
+def _extra_monitor(spec: VmSpec, listeners: Listeners) -> list[str]:
+    if listeners.extra_monitor is None:
+        return []
+    monitor = f"chardev=extra-monitor,mode={_EXTRA_MODES[spec.extra_monitor]}"
+    return [*_listener("extra-monitor", listeners.extra_monitor), "-mon", monitor]
 
 
 def _console(listeners: Listeners) -> list[str]:
