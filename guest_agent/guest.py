@@ -47,12 +47,16 @@ class Guest:
     Args:
         stamps: when the stages of the start were reached, in microseconds of the
             monotonic clock.
+        features: what this machine was started with.
     """
 
-    __slots__ = ("_is_init", "_loop", "_stamps")
+    __slots__ = ("_features", "_is_init", "_loop", "_stamps")
 
-    def __init__(self, loop: Loop, stamps: Mapping[str, int], is_init: bool) -> None:
+    def __init__(
+        self, loop: Loop, stamps: Mapping[str, int], is_init: bool, features: list[str]
+    ) -> None:
         self._loop = loop
+        self._features = FEATURES + features
         self._stamps = stamps
         self._is_init = is_init
 
@@ -93,7 +97,7 @@ class Guest:
 
     async def hello(self, _request: Message) -> Mapping[str, Any]:
         """Extension.Hello."""
-        features = FEATURES + _limits()
+        features = self._features + _limits()
         return {"agent_version": VERSION, "features": features, "boot_stamps": self._stamps}
 
     async def set_clock(self, request: Message) -> None:

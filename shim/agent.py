@@ -10,8 +10,8 @@ Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
@@ -31,6 +31,7 @@ from shim.ttrpc.client import Client, open_client
 from shim.ttrpc.durations import Durations
 from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError
+from shim.ttrpc.stream import ClientStream
 
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
@@ -386,6 +387,15 @@ class Agent:
         Needs the feature ``sockets``.
         """
         return SocketProxy(self._client, host_path, guest_path, owner)
+
+    @contextmanager
+    def console(self) -> Iterator[ClientStream]:
+        """A console in the guest, in encoded frames; needs the feature ``console``."""
+        stream = self._client.stream("katapy.agent.v1.Extension", "Console")
+        try:
+            yield stream
+        finally:
+            stream.cancel()
 
     async def volume_stats(
         self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S

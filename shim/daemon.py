@@ -20,6 +20,7 @@ from shim.cleanup import sweeper
 from shim.cleanup.orphans import reap_orphans
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.console_service import ConsoleService
 from shim.errors import ConfigError
 from shim.events import Event, TaskOOM
 from shim.log import DEBUG, Log, open_fifo
@@ -139,6 +140,7 @@ async def _serve(context: ShimContext) -> None:
         _volume_service(VolumeService(direct)),
         _packet_filter_service(PacketFilterService(sandbox)),
         _streaming_service(streams),
+        _console_service(ConsoleService(sandbox)),
     ]
     server = Server(services, map_error=translate.error)
 
@@ -238,6 +240,11 @@ def _packet_filter_service(rules: PacketFilterService) -> Service:
 def _streaming_service(streams: Streams) -> Service:
     descriptor = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
     return build_service(descriptor, {"Stream": streams.serve})
+
+
+def _console_service(console: ConsoleService) -> Service:
+    descriptor = shim_pb2.DESCRIPTOR.services_by_name["Console"]
+    return build_service(descriptor, {"Open": console.open}, cancel_on_disconnect={"Open"})
 
 
 async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:

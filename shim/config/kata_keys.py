@@ -134,7 +134,6 @@ _AGENT: dict[str, Inert] = {
             "compact_threshold",
             "container_pipe_size",
             "create_container_timeout",
-            "debug_console_enabled",
             "dial_timeout_ms",
             "enable_tracing",
             "mem_agent_enable",

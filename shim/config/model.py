@@ -29,6 +29,7 @@ class Agent:
     dial_timeout: int = key(45, rules.integer(1, 3600, "seconds"))
     kernel_modules: tuple[str, ...] = key((), rules.texts())
     enable_debug: bool = key(False, rules.flag())
+    debug_console_enabled: bool = key(False, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,8 @@ def plan_vm(
         arguments.append(_FEW_MESSAGES)
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
+    if config.agent.debug_console_enabled:
+        arguments.append("agent.debug_console")
     arguments.append(vm.kernel_params)
     fixed = config.runtime.static_sandbox_resource_mgmt
     grows = machine in _GROWING and not fixed

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.sandbox_service",
         "shim.volume_service",
         "shim.packet_filter_service",
+        "shim.console_service",
         "shim.management.routes",
         "shim.monitoring.pod_metrics",
         "shim.monitoring.node",

@@ -90,7 +90,7 @@ def build(
         *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
-        *_extra_monitor(spec, listeners),
+        *_extra_monitor(spec, features, listeners),
         *_console(listeners),
         *kernel_arguments(spec, accelerator, tsc_khz),
         *_iommu(spec),
@@ -191,14 +191,17 @@ def _monitor(features: QemuFeatures) -> list[str]:
     return ["-mon", "chardev=qmp,mode=control"]
 
 
-_EXTRA_MODES = {"hmp": "readline", "qmp": "control", "qmp-pretty": "control,pretty=on"}
-
-
-def _extra_monitor(spec: VmSpec, listeners: Listeners) -> list[str]:
+def _extra_monitor(spec: VmSpec, features: QemuFeatures, listeners: Listeners) -> list[str]:
     if listeners.extra_monitor is None:
         return []
-    monitor = f"chardev=extra-monitor,mode={_EXTRA_MODES[spec.extra_monitor]}"
-    return [*_listener("extra-monitor", listeners.extra_monitor), "-mon", monitor]
+    kind, _, pretty = spec.extra_monitor.partition("-")
+    rest = ",pretty=on" if pretty else ""
+    if features.monitor_object:
+        monitor = ["-object", f"monitor-{kind},id=extra,chardev=extra-monitor{rest}"]
+    else:
+        mode = "readline" if kind == "hmp" else "control"
+        monitor = ["-mon", f"chardev=extra-monitor,mode={mode}{rest}"]
+    return [*_listener("extra-monitor", listeners.extra_monitor), *monitor]
 
 
 def _console(listeners: Listeners) -> list[str]:

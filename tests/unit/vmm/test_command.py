@@ -119,14 +119,24 @@ def test_basics(spec: VmSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"),
-    [("hmp", "readline"), ("qmp", "control"), ("qmp-pretty", "control,pretty=on")],
+    ("kind", "old", "new"),
+    [
+        ("hmp", "mode=readline", "monitor-hmp,id=extra,chardev=extra-monitor"),
+        ("qmp", "mode=control", "monitor-qmp,id=extra,chardev=extra-monitor"),
+        (
+            "qmp-pretty",
+            "mode=control,pretty=on",
+            "monitor-qmp,id=extra,chardev=extra-monitor,pretty=on",
+        ),
+    ],
 )
 def test_an_extra_monitor_for_debugging(
-    spec: VmSpec, kind: Literal["hmp", "qmp", "qmp-pretty"], mode: str
+    spec: VmSpec, kind: Literal["hmp", "qmp", "qmp-pretty"], old: str, new: str
 ) -> None:
+    line = Line(replace(spec, extra_monitor=kind))
+    assert f"chardev=extra-monitor,{old}" in line.values("-mon")
     line = Line(replace(spec, extra_monitor=kind), version="11.1")
-    assert line.values("-mon") == [f"chardev=extra-monitor,mode={mode}"]
+    assert new in line.values("-object")
     assert "socket,id=extra-monitor,fd=30,server=on,wait=off" in line.values("-chardev")
     assert command.Listeners(10, 11, {"a": 12}, 30).all() == (10, 11, 30, 12)
     assert not [each for each in Line(spec).argv if "extra-monitor" in each]
