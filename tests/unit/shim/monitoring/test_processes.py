@@ -7,6 +7,8 @@ import resource
 import subprocess
 import time
 
+import pytest
+
 from shim.monitoring.exposition import Family, render
 from shim.monitoring.processes import (
     cost,
@@ -28,7 +30,8 @@ def test_our_own() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = found["p_process_cpu_seconds_total", ""]
     assert abs(seconds - usage.ru_utime - usage.ru_stime) < 0.5
-    assert found["p_proc_stat", "utime"] + found["p_proc_stat", "stime"] == seconds * 100
+    ticks = found["p_proc_stat", "utime"] + found["p_proc_stat", "stime"]
+    assert ticks == pytest.approx(seconds * os.sysconf("SC_CLK_TCK"))
     # The kernel sums these up from time to time.
     resident = found["p_process_resident_memory_bytes", ""]
     assert abs(found["p_proc_status", "vmrss"] * 1024 - resident) < 8 << 20
