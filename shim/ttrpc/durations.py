@@ -27,9 +27,13 @@ class Durations:
 
     def add(self, nanoseconds: int) -> None:
         """Count a call."""
-        if not self.counts:
-            self.counts = [0] * (_LAST + 1)
+        counts = self.counts
+        if not counts:
+            counts = self.counts = [0] * (_LAST + 1)
         self.total_ns += nanoseconds
-        # The smallest power of two that is not below it, in whole milliseconds rounded up.
-        place = ((nanoseconds - 1) // _NS_PER_MS).bit_length() if nanoseconds > 0 else 0
-        self.counts[place if place < _LAST else _LAST] += 1
+        if nanoseconds <= _NS_PER_MS:
+            counts[0] += 1
+        else:
+            # The smallest power of two that is not below it, in milliseconds rounded up.
+            place = ((nanoseconds - 1) // _NS_PER_MS).bit_length()
+            counts[min(place, _LAST)] += 1

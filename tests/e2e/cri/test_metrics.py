@@ -64,8 +64,9 @@ def katapy(runtime: Runtime, *words: str) -> list[str]:
 
 @contextmanager
 def monitor(runtime: Runtime) -> Iterator[int]:
-    """A running ``katapy monitor``; gives its port."""
-    command = katapy(runtime, "monitor", "--listen", "127.0.0.1:0", "--timeout", MONITOR_TIMEOUT)
+    """A running ``katapy monitor`` without any capability; gives its port."""
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command += katapy(runtime, "monitor", "--listen", "127.0.0.1:0", "--timeout", MONITOR_TIMEOUT)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
