@@ -14,6 +14,7 @@ import pytest
 
 from deploy.lib.runtime import Runtime
 from shim.cleanup import ledger
+from shim.monitoring.exposition import parse
 from tests.support.ctr import Ctr
 from tests.support.terminal import open_terminal
 
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.vm]
 SECTIONS = """
 [hypervisor.qemu]
 enable_debug = true
+shared_fs = "virtio-fs"
 extra_monitor_socket = "qmp"
 [agent.kata]
 debug_console_enabled = true
@@ -65,6 +67,14 @@ def test_debugging_a_pod(
         terminal.read_until(b"41 101", timeout=60)
         terminal.write(b"exit 4\n")
         assert terminal.wait(timeout=60) == 4
+
+    # This pod has a virtiofsd, as those with a kernel without 9p do.
+    told = subprocess.run(
+        [*command[:-1], "metrics", name], capture_output=True, text=True, timeout=90, check=True
+    )
+    seen = {s.key: s.value for family in parse(told.stdout) for s in family.samples}
+    assert seen["kata_virtiofsd_threads",] >= 1
+    assert seen["kata_virtiofsd_proc_status", ("item", "vmrss")] > 1 << 10
 
     state = runtime.env["KATAPY_STATE_DIR"]
     folder = Path(ledger.runtime_dir(state, ctr.namespace, name))
