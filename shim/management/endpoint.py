@@ -56,10 +56,12 @@ class ManagementEndpoint:
         """Listen, as a task of the nursery, until the rollback stack unwinds.
 
         A pod runs without it: that it can't be had is a warning in the log.
+
+        Raises:
+            Internal: the ledger can't be written.
         """
-        entry = None
+        entry = self._ledger.add("file", path=self._link)
         try:
-            entry = self._ledger.add("file", path=self._link)
             _link(self._path, self._link)
             bound = sockets.listen(self._path)
             listener = trio.socket.from_stdlib_socket(socket.socket(fileno=bound.detach()))
@@ -76,12 +78,11 @@ class ManagementEndpoint:
 
         cleanup.push("the management socket", close)
 
-    def _remove(self, entry: Entry | None) -> None:
+    def _remove(self, entry: Entry) -> None:
         for path in (self._link, self._path):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-        if entry is not None:
-            self._ledger.remove(entry)
+        self._ledger.remove(entry)
 
     async def _serve(self, listener: trio.SocketListener) -> None:
         try:
