@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import trio
+from google.protobuf.message import DecodeError
 
 from protos.katapy.extension_pb2 import ConsoleFrame
 from shim.cli.running import socket_of
 from shim.errors import Unavailable
-from shim.stdio.frames import STDIN
+from shim.stdio.frames import STDERR, STDIN, STDOUT
+from shim.ttrpc import status
 from shim.ttrpc.client import ConnectionClosed, open_client
 from shim.ttrpc.status import TtrpcError
 from shim.ttrpc.stream import ClientStream
@@ -26,6 +28,7 @@ from shim.ttrpc.stream import ClientStream
 WINDOW = 256 << 10
 CHUNK = 32 << 10
 _LOST = 255
+_OUTPUTS = {STDOUT: 1, STDERR: 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,14 +127,17 @@ class _Session:
     async def _print(self) -> int:
         """Write what comes, until the program has ended; return how."""
         while (data := await self._stream.receive()) is not None:
-            frame = ConsoleFrame.FromString(data)
+            try:
+                frame = ConsoleFrame.FromString(data)
+            except DecodeError as error:
+                raise TtrpcError(status.INTERNAL, f"the guest talks nonsense: {error}") from None
             if frame.exited:
-                return frame.exit_code
+                return frame.exit_code & 0xFF
             if frame.channel == STDIN:
                 self._credit += frame.credit
                 self._more.set()
-            elif frame.data:
-                await trio.to_thread.run_sync(_write_all, frame.channel - 1, frame.data)
+            elif frame.data and frame.channel in _OUTPUTS:
+                await trio.to_thread.run_sync(_write_all, _OUTPUTS[frame.channel], frame.data)
                 with suppress(TtrpcError):  # the guest may have ended the stream meanwhile
                     await self._send(ConsoleFrame(channel=frame.channel, credit=len(frame.data)))
         return _LOST
