@@ -173,8 +173,10 @@ class Guest:
         libc.swapon(await block.find(self._loop, "blk", path))
 
     async def add_swap_path(self, request: Message) -> None:
-        """AddSwapPath."""
-        libc.swapon(await block.find(self._loop, "mmioblk", request["path"]))
+        """AddSwapPath: a node, or as an extension a CCW id or a SCSI address."""
+        path = request["path"]
+        kind = "blk-ccw" if block.is_ccw(path) else "scsi" if ":" in path else "mmioblk"
+        libc.swapon(await block.find(self._loop, kind, path))
 
 
 def _limits() -> list[str]:
