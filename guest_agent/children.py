@@ -118,11 +118,16 @@ class Children:
         stdout: int | None = None,
         stderr: int | None = None,
         env: Mapping[str, str] | None = None,
+        session: bool = False,
+        terminal: str = "",
     ) -> tuple[int, Exit]:
         """Start a program; descriptors not given are /dev/null.
 
         Args:
             argv: the program's absolute path and its arguments.
+            session: it leads a session, and so a process group, of its own.
+            terminal: device of the terminal that it gets in place of the descriptors, and
+                that becomes its session's.
 
         Returns:
             Its pid and its end.
@@ -132,7 +137,9 @@ class Children:
         """
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
         for target, fd in ((0, stdin), (1, stdout), (2, stderr)):
-            if fd is None:
+            if terminal:
+                actions.append((os.POSIX_SPAWN_OPEN, target, terminal, os.O_RDWR, 0))
+            elif fd is None:
                 mode = os.O_RDONLY if target == 0 else os.O_WRONLY
                 actions.append((os.POSIX_SPAWN_OPEN, target, "/dev/null", mode, 0))
             else:
@@ -142,6 +149,7 @@ class Children:
             list(argv),
             os.environ if env is None else env,
             file_actions=actions,
+            setsid=session,
             setsigdef=_DEFAULT_SIGNALS,
         )
         watched = self._exits[pid] = Exit(self._loop)

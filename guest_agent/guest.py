@@ -1,6 +1,6 @@
 """The RPCs about the guest: health, details, processors and memory, clock, random, swap.
 
-Source: Kata's agent semantics; sysfs ABI; random(4); the Prometheus text format.
+Source: Kata's agent semantics; sysfs ABI; random(4).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .storage import DRIVERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from protos.lite import Message
@@ -47,12 +47,16 @@ class Guest:
     Args:
         stamps: when the stages of the start were reached, in microseconds of the
             monotonic clock.
+        features: what this machine was started with.
     """
 
-    __slots__ = ("_is_init", "_loop", "_stamps")
+    __slots__ = ("_features", "_is_init", "_loop", "_stamps")
 
-    def __init__(self, loop: Loop, stamps: Mapping[str, int], is_init: bool) -> None:
+    def __init__(
+        self, loop: Loop, stamps: Mapping[str, int], is_init: bool, features: list[str]
+    ) -> None:
         self._loop = loop
+        self._features = FEATURES + features
         self._stamps = stamps
         self._is_init = is_init
 
@@ -65,7 +69,6 @@ class Guest:
             "GetGuestDetails": self.details,
             "MemHotplugByProbe": self.probe_memory,
             "SetGuestDateTime": self.set_date_time,
-            "GetMetrics": self.metrics,
             "AddSwap": self.add_swap,
             "AddSwapPath": self.add_swap_path,
         }
@@ -94,7 +97,7 @@ class Guest:
 
     async def hello(self, _request: Message) -> Mapping[str, Any]:
         """Extension.Hello."""
-        features = FEATURES + _limits()
+        features = self._features + _limits()
         return {"agent_version": VERSION, "features": features, "boot_stamps": self._stamps}
 
     async def set_clock(self, request: Message) -> None:
@@ -175,30 +178,6 @@ class Guest:
         kind = "blk-ccw" if block.is_ccw(path) else "scsi" if ":" in path else "mmioblk"
         libc.swapon(await block.find(self._loop, kind, path))
 
-    async def metrics(self, _request: Message) -> Mapping[str, Any]:
-        """GetMetrics: the agent process and the guest, in Prometheus's text format."""
-        lines: list[str] = []
-        for name, value in _agent_figures().items():
-            _add_metric(lines, f"kata_agent_{name}", [("", value)])
-        load = _read("/proc/loadavg").split()
-        _add_metric(
-            lines,
-            "kata_guest_load",
-            [(f'{{item="load{n}"}}', float(v)) for n, v in zip((1, 5, 15), load[:3], strict=True)],
-        )
-        memory = [
-            (f'{{item="{key.lower()}"}}', int(rest.split()[0]))
-            for key, _, rest in (line.partition(":") for line in _lines("/proc/meminfo"))
-        ]
-        _add_metric(lines, "kata_guest_meminfo", memory)
-        times = [
-            (f'{{cpu="{cpu}",item="{item}"}}', int(value))
-            for cpu, *values in (row.split() for row in _lines("/proc/stat") if row[:3] == "cpu")
-            for item, value in zip(_CPU_TIMES, values, strict=False)
-        ]
-        _add_metric(lines, "kata_guest_cpu_time", times)
-        return {"metrics": "\n".join(lines) + "\n"}
-
 
 def _limits() -> list[str]:
     """Limits of the kernel that not every one has: hugetlb-2MB, hugetlb-1GB, io-weight."""
@@ -213,37 +192,12 @@ def _limits() -> list[str]:
     return found
 
 
-_CPU_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-
-
-def _agent_figures() -> dict[str, float]:
-    fields = _read("/proc/self/stat").rpartition(")")[2].split()
-    ticks = os.sysconf("SC_CLK_TCK")
-    page = os.sysconf("SC_PAGE_SIZE")
-    return {
-        "process_cpu_seconds_total": (int(fields[11]) + int(fields[12])) / ticks,
-        "threads": int(fields[17]),
-        "process_virtual_memory_bytes": int(fields[20]),
-        "process_resident_memory_bytes": int(fields[21]) * page,
-        "process_open_fds": len(os.listdir("/proc/self/fd")),
-    }
-
-
-def _add_metric(lines: list[str], name: str, samples: Iterable[tuple[str, float]]) -> None:
-    lines.append(f"# TYPE {name} gauge")
-    lines += [f"{name}{labels} {value}" for labels, value in samples]
-
-
 def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
     except FileNotFoundError:
         return ""
-
-
-def _lines(path: str) -> list[str]:
-    return _read(path).splitlines()
 
 
 def _write(path: str, value: str) -> None:

@@ -112,7 +112,8 @@ def _build(
     containers = Containers(runtime, storages)
     finished = Event(loop)
     sandbox = Sandbox(loop, children, containers, storages, finished, owns_machine)
-    guest = Guest(loop, stamps, is_init=owns_machine)
+    console = settings.get("agent.debug_console", "false") != "false"
+    guest = Guest(loop, stamps, owns_machine, ["console"] if console else [])
     server = Server(loop, nursery)
     server.add(
         {"grpc.AgentService": kata_agent.SERVICES["grpc.AgentService"]},
@@ -122,6 +123,7 @@ def _build(
             **guest.handlers,
             **dict.fromkeys(_NETWORK, Deferred(lambda: _network(loop))),
             **dict.fromkeys(_IPTABLES, Deferred(lambda: _iptables(children))),
+            "GetMetrics": Deferred(_metrics),
         },
         Containers.WAITS,
     )
@@ -133,11 +135,12 @@ def _build(
             **dict.fromkeys(_PORTS, Deferred(lambda: _ports(loop))),
             **dict.fromkeys(_SOCKETS, Deferred(lambda: _sockets(loop))),
             "Archive": Deferred(lambda: _archiver(runtime, containers)),
+            "Console": Deferred(lambda: _console(loop, children, console)),
             "Stdio": containers.stdio,
             "PushFiles": sandbox.push_files,
             "PullFile": sandbox.pull_file,
         },
-        frozenset({"WaitListeners"}),
+        frozenset({"WaitListeners", "Console"}),
     )
     return server, finished
 
@@ -158,6 +161,18 @@ def _iptables(children: Children) -> Mapping[str, Any]:
     from .iptables import IpTables
 
     return IpTables(children).handlers
+
+
+def _console(loop: Loop, children: Children, enabled: bool) -> Mapping[str, Any]:
+    from .console import Console
+
+    return Console(loop, children, enabled).extension
+
+
+def _metrics() -> Mapping[str, Any]:
+    from .metrics import Metrics
+
+    return Metrics().handlers
 
 
 def _ports(loop: Loop) -> Mapping[str, Any]:
@@ -182,9 +197,11 @@ def _archiver(runtime: Runtime, containers: Containers) -> Mapping[str, Any]:
 def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
     """Serve on a unix socket, in a mount namespace where DIR can stand for the guest's paths."""
     arguments = dict(zip(argv[::2], argv[1::2], strict=False))
-    listen, root = arguments.get("--listen", ""), arguments.get("--root", "")
-    if set(arguments) != {"--listen", "--root"} or not listen.startswith("unix://"):
-        os.write(2, b"usage: python -m guest_agent --listen unix:///PATH --root DIR\n")
+    listen, root = arguments.pop("--listen", ""), arguments.pop("--root", "")
+    settings = {"agent.debug_console": arguments.pop("--debug-console", "false")}
+    if arguments or not root or not listen.startswith("unix://"):
+        usage = "--listen unix:///PATH --root DIR [--debug-console true]"
+        os.write(2, f"usage: python -m guest_agent {usage}\n".encode())
         return 2
     path, root = os.path.abspath(listen.removeprefix("unix://")), os.path.abspath(root)
     os.makedirs(root, exist_ok=True)
@@ -199,7 +216,7 @@ def _on_host(argv: Sequence[str], stamps: dict[str, int]) -> int:
 
     async def serve() -> None:
         async with Nursery(loop) as nursery:
-            server, finished = _build(loop, nursery, {}, stamps, owns_machine=False)
+            server, finished = _build(loop, nursery, settings, stamps, owns_machine=False)
             listener = listen_unix(path)
             nursery.spawn(serve_listener(server, nursery, listener))
             stamps["serving"] = _now()

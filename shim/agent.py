@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
@@ -30,8 +30,10 @@ from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.sync import FileChange
 from shim.ttrpc import status
 from shim.ttrpc.client import Client, open_client
+from shim.ttrpc.durations import Durations
 from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError
+from shim.ttrpc.stream import ClientStream
 
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
@@ -61,6 +63,11 @@ class Agent:
         self._kata: Any = stub(client, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
         self._extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
         self._health: Any = stub(client, health_pb2.DESCRIPTOR.services_by_name["Health"])
+
+    @property
+    def call_durations(self) -> Mapping[str, Durations]:
+        """How long its calls took, by the full name of their request."""
+        return self._client.durations
 
     async def check(self, timeout: float = HEALTH_TIMEOUT_S) -> None:
         """Ask whether the agent serves.
@@ -391,6 +398,15 @@ class Agent:
         Needs the feature ``sockets``, and ``socket-covers`` with a ``cover``.
         """
         return SocketProxy(self._client, host, guest_path, owner, cover)
+
+    @contextmanager
+    def console(self) -> Iterator[ClientStream]:
+        """A console in the guest, in encoded frames; needs the feature ``console``."""
+        stream = self._client.stream("katapy.agent.v1.Extension", "Console")
+        try:
+            yield stream
+        finally:
+            stream.cancel()
 
     async def volume_stats(
         self, guest_path: str, timeout: float = REQUEST_TIMEOUT_S

@@ -26,9 +26,11 @@ from shim.cleanup import sweeper
 from shim.cleanup.orphans import reap_orphans
 from shim.config.load import load_config
 from shim.config.model import Config
+from shim.console_service import ConsoleService
 from shim.errors import ConfigError
-from shim.events import Event
-from shim.log import DEBUG, open_fifo
+from shim.events import Event, TaskOOM
+from shim.log import DEBUG, Log, open_fifo
+from shim.management.endpoint import ManagementEndpoint, Serve, socket_path
 from shim.packet_filter_service import PacketFilterService
 from shim.pod.declarable_sandbox import DeclarableSandbox
 from shim.pod.direct_volumes import DirectVolumes
@@ -48,6 +50,13 @@ if TYPE_CHECKING:
     from shim.context import ShimContext
 
 DRAIN_TIMEOUT_S = 5.0
+OOM_FILE = "oom"  # Kata's name
+# Those whose calls the metrics tell of.
+_TOLD_SERVICES = (
+    "containerd.task.v2.Task",
+    "containerd.task.v3.Task",
+    "containerd.runtime.sandbox.v1.Sandbox",
+)
 
 
 def main(context: ShimContext) -> None:
@@ -79,6 +88,8 @@ async def _serve(context: ShimContext) -> None:
 
     def publish(event: Event) -> None:
         publisher.publish(*translate.event(event))
+        if isinstance(event, TaskOOM) and not publisher.has_receiver:
+            mark_oom(sandbox, event.container_id, log)
 
     # A shim that cannot read its configuration still serves, so that the client of
     # Create gets the reason as its answer.
@@ -95,6 +106,20 @@ async def _serve(context: ShimContext) -> None:
         log.warning(warning)
     direct = DirectVolumes(context.group_id, context.socket_path)
     streams = Streams()
+
+    def load_management() -> Serve:
+        from shim.management.routes import Routes  # few pods are ever asked
+        from shim.monitoring.pod_metrics import PodMetrics
+
+        told = [s for s in services if s.name in _TOLD_SERVICES]
+        return Routes(sandbox, direct, PodMetrics(sandbox, told, log)).server().serve_connection
+
+    management = ManagementEndpoint(
+        socket_path(context.state_dir, context.namespace, context.group_id),
+        ledger,
+        load_management,
+        log,
+    )
     sandbox = DeclarableSandbox(
         namespace=context.namespace,
         sandbox_id=context.group_id,
@@ -110,6 +135,7 @@ async def _serve(context: ShimContext) -> None:
         direct=direct,
         streams=streams,
         stages=Stages({name: micros * 1000 for name, micros in context.stamps.items()}),
+        on_start=management.open,
     )
 
     async def shutdown() -> None:
@@ -122,8 +148,10 @@ async def _serve(context: ShimContext) -> None:
         _packet_filter_service(PacketFilterService(sandbox)),
         _streaming_service(streams),
         _transfer_service(TransferService(sandbox, streams)),
+        _console_service(ConsoleService(sandbox)),
     ]
     server = Server(services, map_error=translate.error)
+
     listener = trio.socket.from_stdlib_socket(socket.socket(fileno=context.listener_fd))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reap_orphans)
@@ -139,6 +167,16 @@ async def _serve(context: ShimContext) -> None:
         nursery.cancel_scope.cancel()
     if not ledger.close():
         log.error(f"things are left; see {ledger.path} and `katapy cleanup`")
+
+
+def mark_oom(sandbox: Sandbox, container_id: str, log: Log) -> None:
+    """Leave the file in a container's bundle by which CRI-O learns of an OOM kill."""
+    container = sandbox.containers.get(container_id)
+    if container is not None:
+        try:
+            Path(container.bundle, OOM_FILE).touch()
+        except OSError as err:
+            log.warning(f"no OOM file for {container_id}: {err}")
 
 
 async def shut_down(sandbox: Sandbox, publisher: Publisher, ending: trio.Event) -> None:
@@ -217,6 +255,11 @@ def _transfer_service(transfers: TransferService) -> Service:
     return build_service(
         descriptor, {"Transfer": transfers.transfer}, cancel_on_disconnect={"Transfer"}
     )
+
+
+def _console_service(console: ConsoleService) -> Service:
+    descriptor = shim_pb2.DESCRIPTOR.services_by_name["Console"]
+    return build_service(descriptor, {"Open": console.open}, cancel_on_disconnect={"Open"})
 
 
 async def _handle_signals(ending: trio.Event, log_fifo: str) -> None:

@@ -43,6 +43,8 @@ class Publisher:
             ``publish_binary`` for each event, as ancient daemons want it.
         grpc_address: containerd's gRPC socket, for ``publish_binary``.
         publish_binary: containerd's executable.
+
+    A client that gives none of these, as CRI-O, takes no events; they are logged.
     """
 
     def __init__(
@@ -65,6 +67,11 @@ class Publisher:
         self._finished = trio.Event()
         self._scope = trio.CancelScope()
 
+    @property
+    def has_receiver(self) -> bool:
+        """Whether there is somebody to send events to."""
+        return bool(self._ttrpc_address or (self._publish_binary and self._grpc_address))
+
     def publish(self, topic: str, event: Message) -> None:
         """Queue an event; never blocks. It is dropped, with a log line, when the queue is full.
 
@@ -72,6 +79,10 @@ class Publisher:
             topic: such as ``/tasks/exit``.
             event: a containerd.events message.
         """
+        if not self.has_receiver:
+            text = " ".join(str(event).split())
+            self._log.info("event", topic=topic, event=text)
+            return
         envelope = types_pb2.Envelope(namespace=self._namespace, topic=topic)
         envelope.timestamp.FromNanoseconds(time.time_ns())
         envelope.event.type_url = event.DESCRIPTOR.full_name  # containerd wants no prefix
@@ -152,10 +163,6 @@ class Publisher:
     async def _execute(self) -> None:
         """Hand the head to containerd's ``publish`` command."""
         assert self._head is not None
-        if not self._publish_binary:
-            self._attempts = ATTEMPTS_MAX
-            await self._failed(ValueError("neither a ttrpc address nor a publish binary is known"))
-            return
         command = [self._publish_binary, "--address", self._grpc_address, "publish"]
         command += ["--topic", self._head.topic, "--namespace", self._namespace]
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 HEAD_MAX = 16 << 10
 CHUNK_LINE_MAX = 1 << 10
@@ -25,6 +25,10 @@ _TOKEN_EXTRAS = frozenset(b"!#$%&'*+-.^_`|~")
 
 class HttpError(ValueError):
     """The peer does not speak HTTP as it should, or goes beyond a limit."""
+
+
+class TooLarge(HttpError):
+    """A message is larger than it may be."""
 
 
 @dataclass(frozen=True)
@@ -64,104 +68,79 @@ def encode_request(method: str, target: str, body: bytes | None = None) -> bytes
     return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
-class ResponseDecoder:
-    """Decodes the response to one request.
+class MessageDecoder:
+    """Decodes one message. A subclass says what its first line and its framing mean.
 
     Args:
         body_max: bytes a body may have.
     """
 
-    def __init__(self, body_max: int = BODY_MAX) -> None:
+    what = "message"
+
+    def __init__(self, body_max: int) -> None:
         self._body_max = body_max
         self._buffer = bytearray()
         self._step = self._head
-        self._status = 0
+        self._begun = False
+        self._version = (1, 1)
         self._headers: dict[str, str] = {}
-        self._keep_alive = False
         self._left = 0
         self._body = bytearray()
-        self._response: Response | None = None
+        self._complete = False
+
+    def _begin(self, line: bytes) -> Callable[[], bool]:
+        """Take the first line; return the step that follows the head."""
+        raise NotImplementedError
+
+    def _feed(self, data: bytes) -> None:
+        self._buffer += data
+        while not self._complete and self._step():
+            pass
 
     @property
-    def started(self) -> bool:
-        """Whether any byte of the response has come."""
-        return self._status != 0 or bool(self._buffer)
-
-    def feed(self, data: bytes) -> Response | None:
-        """Take bytes; return the response once it is complete.
-
-        Raises:
-            HttpError: it is malformed, too large, or more than one response came.
-        """
-        self._buffer += data
-        while self._response is None and self._step():
-            pass
-        if self._response is not None and self._buffer:
-            raise HttpError(f"{len(self._buffer)} bytes follow a response nobody asked for")
-        return self._response
-
-    def end(self) -> Response:
-        """Take the end of the connection; return the response when that completes it.
-
-        Raises:
-            HttpError: the response is cut off.
-        """
-        if self._response is None and self._step == self._until_end:
-            self._finish()
-        if self._response is None:
-            raise HttpError("the connection ended before the response did")
-        return self._response
+    def _keeps_alive(self) -> bool:
+        words = _words(self._headers.get("connection", ""))
+        return "close" not in words and (self._version == (1, 1) or "keep-alive" in words)
 
     # -- steps: each consumes what it can and says whether another may follow ---------
 
     def _head(self) -> bool:
-        while self._buffer.startswith(b"\r\n") and self._status == 0:
+        while self._buffer.startswith(b"\r\n") and not self._begun:
             del self._buffer[:2]  # RFC 9112 2.2: tolerated before a message
         end = self._buffer.find(b"\r\n\r\n")
         if end > HEAD_MAX or (end < 0 and len(self._buffer) > HEAD_MAX):
-            raise HttpError(f"response head over {HEAD_MAX} bytes")
+            raise TooLarge(f"{self.what} head over {HEAD_MAX} bytes")
         if end < 0:
             return False
         lines = bytes(self._buffer[:end]).split(b"\r\n")
         del self._buffer[: end + 4]
-        version, self._status = _status_line(lines[0])
+        self._begun = True
         self._headers = _fields(lines[1:])
-        if 100 <= self._status < 200:
-            if self._status == 101:
-                raise HttpError("the peer switched to another protocol")
-            return True  # interim: the real one follows
-        words = _words(self._headers.get("connection", ""))
-        self._keep_alive = "close" not in words and (version == (1, 1) or "keep-alive" in words)
-        self._choose_body()
+        self._step = self._begin(lines[0])
         return True
 
-    def _choose_body(self) -> None:
+    def _framed(self) -> Callable[[], bool] | None:
+        """The step for a body with a length or in chunks; None without either."""
         coding = self._headers.get("transfer-encoding")
         length = self._headers.get("content-length")
         if coding is not None and length is not None:
             raise HttpError("both Content-Length and Transfer-Encoding")
-        if self._status in _NO_BODY:
-            self._step = self._nothing
-        elif coding is not None:
+        if coding is not None:
             if _words(coding) != ["chunked"]:
                 raise HttpError(f"transfer coding {coding!r}")
-            self._step = self._chunk_line
-        elif length is not None:
+            return self._chunk_line
+        if length is not None:
             self._left = self._checked(_content_length(length))
-            self._step = self._counted
-        else:
-            self._keep_alive = False
-            self._step = self._until_end
+            return self._counted
+        return None
 
     def _nothing(self) -> bool:
-        self._finish()
+        self._complete = True
         return False
 
     def _counted(self) -> bool:
         self._take()
-        if self._left:
-            return False
-        self._finish()
+        self._complete = not self._left
         return False
 
     def _until_end(self) -> bool:
@@ -196,7 +175,7 @@ class ResponseDecoder:
             return False
         if line:
             return True
-        self._finish()
+        self._complete = True
         return False
 
     # -- parts --------------------------------------------------------------------------
@@ -204,7 +183,7 @@ class ResponseDecoder:
     def _line(self) -> bytes | None:
         end = self._buffer.find(b"\r\n")
         if end > CHUNK_LINE_MAX or (end < 0 and len(self._buffer) > CHUNK_LINE_MAX):
-            raise HttpError(f"chunk line over {CHUNK_LINE_MAX} bytes")
+            raise TooLarge(f"chunk line over {CHUNK_LINE_MAX} bytes")
         if end < 0:
             return None
         line = bytes(self._buffer[:end])
@@ -219,11 +198,67 @@ class ResponseDecoder:
 
     def _checked(self, more: int) -> int:
         if len(self._body) + more > self._body_max:
-            raise HttpError(f"response body over {self._body_max} bytes")
+            raise TooLarge(f"{self.what} body over {self._body_max} bytes")
         return more
 
-    def _finish(self) -> None:
-        self._response = Response(self._status, self._headers, bytes(self._body), self._keep_alive)
+
+class ResponseDecoder(MessageDecoder):
+    """Decodes the response to one request.
+
+    Args:
+        body_max: bytes a body may have.
+    """
+
+    what = "response"
+
+    def __init__(self, body_max: int = BODY_MAX) -> None:
+        super().__init__(body_max)
+        self._status = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte of the response has come."""
+        return self._begun or bool(self._buffer)
+
+    def feed(self, data: bytes) -> Response | None:
+        """Take bytes; return the response once it is complete.
+
+        Raises:
+            HttpError: it is malformed, too large, or more than one response came.
+        """
+        self._feed(data)
+        if not self._complete:
+            return None
+        if self._buffer:
+            raise HttpError(f"{len(self._buffer)} bytes follow a response nobody asked for")
+        return self._response()
+
+    def end(self) -> Response:
+        """Take the end of the connection; return the response when that completes it.
+
+        Raises:
+            HttpError: the response is cut off.
+        """
+        if not self._complete and self._step != self._until_end:
+            raise HttpError("the connection ended before the response did")
+        return self._response()
+
+    def _begin(self, line: bytes) -> Callable[[], bool]:
+        self._version, self._status = _status_line(line)
+        if 100 <= self._status < 200:
+            if self._status == 101:
+                raise HttpError("the peer switched to another protocol")
+            return self._head  # interim: the real one follows
+        framed = self._framed()
+        if self._status in _NO_BODY:
+            self._left = 0
+            return self._nothing
+        return framed or self._until_end
+
+    def _response(self) -> Response:
+        ends_with_connection = self._step == self._until_end
+        keep = self._keeps_alive and not ends_with_connection
+        return Response(self._status, self._headers, bytes(self._body), keep)
 
 
 def _status_line(line: bytes) -> tuple[tuple[int, int], int]:

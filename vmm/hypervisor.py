@@ -232,6 +232,22 @@ class Hypervisor(Protocol):
         """RUNNING, PAUSED: what the VMM counts, by device and name, since boot."""
         ...
 
+    async def own_counters(self) -> dict[str, dict[str, int]]:
+        """RUNNING, PAUSED: what the VMM counts about itself, by its own groups and names.
+
+        Empty for one that counts nothing but what :meth:`counters` has.
+        """
+        ...
+
+    @property
+    def agent_url(self) -> str:
+        """Where the agent is reached, from SPAWNED on.
+
+        ``unix://PATH`` for a virtio-serial port, ``vsock://CID:PORT``, or
+        ``hvsock://PATH:PORT`` for the unix socket of a hybrid vsock.
+        """
+        ...
+
     async def resize_vcpus(self, count: int, timeout: float) -> Resized:
         """RUNNING: set the number of virtual CPUs."""
         ...

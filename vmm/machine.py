@@ -174,6 +174,11 @@ class Machine(VmProcess):
         assert uds is not None  # every plan has the device
         return await self._dial(partial(channel.dial_hybrid, uds, self.spec.agent_port), timeout)
 
+    @property
+    def agent_url(self) -> str:
+        """See :meth:`vmm.hypervisor.Hypervisor.agent_url`."""
+        return f"hvsock://{self._launched.vsock}:{self.spec.agent_port}"
+
     def _threads(self, prefix: str) -> dict[int, int]:
         """Return the host threads of the virtual CPUs, found by the VMM's names for them."""
         found = {}

@@ -406,6 +406,8 @@ class VmSpec:
         iommu: give the guest an IOMMU, so that it can hand devices on itself.
         scsi: give it a SCSI controller.
         panic_dump: directory that gets the guest's memory when its kernel panics.
+        extra_monitor: a second monitor at ``extra-monitor.sock``, for whoever debugs the
+            VM, and what it speaks.
         user: numeric user and group the VMM runs as; None stays who the caller is.
         hotplug_slots: devices that can be hot-plugged at a time.
         root_ports: places for PCI Express devices besides.
@@ -442,6 +444,7 @@ class VmSpec:
     iommu: bool = False
     scsi: bool = False
     panic_dump: Path | None = None
+    extra_monitor: Literal["", "hmp", "qmp", "qmp-pretty"] = ""
     user: tuple[int, int] | None = None
     hotplug_slots: int = 12
     root_ports: int = 0

@@ -93,6 +93,10 @@ class VmProcess:
         """Remove what was made for the process, which is gone."""
         raise NotImplementedError
 
+    async def own_counters(self) -> dict[str, dict[str, int]]:
+        """See :meth:`vmm.hypervisor.Hypervisor.own_counters`."""
+        return {}
+
     # -- lifetime -------------------------------------------------------------------
 
     async def _enter(self) -> None:

@@ -86,6 +86,11 @@ class HybridVsock:
         return self.process.name
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
     def exited(self) -> trio.Event:
         """Set when the daemon is gone."""
         return self.process.exited

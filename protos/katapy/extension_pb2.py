@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/katapy/extension.proto\x12\x0fkatapy.agent.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x0e\n\x0cHelloRequest\"\xb0\x01\n\rHelloResponse\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x43\n\x0b\x62oot_stamps\x18\x03 \x03(\x0b\x32..katapy.agent.v1.HelloResponse.BootStampsEntry\x1a\x31\n\x0f\x42ootStampsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"o\n\nStdioFrame\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x06 \x01(\x04\"\'\n\x13RemoveDeviceRequest\x12\x10\n\x08pci_path\x18\x01 \x01(\t\"\x83\x01\n\x0e\x41rchiveRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65xtract\x18\x04 \x01(\x08\x12\x0f\n\x07no_walk\x18\x05 \x01(\x08\x12\x1a\n\x12preserve_ownership\x18\x06 \x01(\x08\"%\n\x0fSetClockRequest\x12\x12\n\nunix_nanos\x18\x01 \x01(\x03\"P\n\x10PushFilesRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12,\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1b.katapy.agent.v1.FileChange\"\x9a\x01\n\nFileChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tfile_size\x18\x02 \x01(\x03\x12\x11\n\tfile_mode\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\x05\x12\x0b\n\x03gid\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0e\n\x06remove\x18\x08 \x01(\x08\x12\x10\n\x08in_place\x18\t \x01(\x08\">\n\x0fPullFileRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x03\" \n\x10PullFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Z\n\x13ListenSocketRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0b\n\x03gid\x18\x04 \x01(\r\x12\r\n\x05\x63over\x18\x05 \x01(\t\"$\n\x0eSocketAccepted\x12\x12\n\nconnection\x18\x01 \x01(\x04\"^\n\x0f\x43onnectionFrame\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x04 \x01(\x04\x12\x0c\n\x04port\x18\x05 \x01(\r\"*\n\x08Listener\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"O\n\x14WaitListenersRequest\x12(\n\x05known\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener\x12\r\n\x05local\x18\x02 \x01(\x08\"?\n\x15WaitListenersResponse\x12&\n\x03now\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener2\xec\x06\n\tExtension\x12\x46\n\x05Hello\x12\x1d.katapy.agent.v1.HelloRequest\x1a\x1e.katapy.agent.v1.HelloResponse\x12\x45\n\x05Stdio\x12\x1b.katapy.agent.v1.StdioFrame\x1a\x1b.katapy.agent.v1.StdioFrame(\x01\x30\x01\x12\x44\n\x08SetClock\x12 .katapy.agent.v1.SetClockRequest\x1a\x16.google.protobuf.Empty\x12\x46\n\tPushFiles\x12!.katapy.agent.v1.PushFilesRequest\x1a\x16.google.protobuf.Empty\x12O\n\x08PullFile\x12 .katapy.agent.v1.PullFileRequest\x1a!.katapy.agent.v1.PullFileResponse\x12Y\n\x0cListenSocket\x12$.katapy.agent.v1.ListenSocketRequest\x1a\x1f.katapy.agent.v1.SocketAccepted(\x01\x30\x01\x12T\n\nConnection\x12 .katapy.agent.v1.ConnectionFrame\x1a .katapy.agent.v1.ConnectionFrame(\x01\x30\x01\x12N\n\x04\x44ial\x12 .katapy.agent.v1.ConnectionFrame\x1a .katapy.agent.v1.ConnectionFrame(\x01\x30\x01\x12L\n\x0cRemoveDevice\x12$.katapy.agent.v1.RemoveDeviceRequest\x1a\x16.google.protobuf.Empty\x12\x42\n\x07\x41rchive\x12\x1f.katapy.agent.v1.ArchiveRequest\x1a\x16.google.protobuf.Empty\x12^\n\rWaitListeners\x12%.katapy.agent.v1.WaitListenersRequest\x1a&.katapy.agent.v1.WaitListenersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/katapy/extension.proto\x12\x0fkatapy.agent.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x0e\n\x0cHelloRequest\"\xb0\x01\n\rHelloResponse\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x43\n\x0b\x62oot_stamps\x18\x03 \x03(\x0b\x32..katapy.agent.v1.HelloResponse.BootStampsEntry\x1a\x31\n\x0f\x42ootStampsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"o\n\nStdioFrame\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x06 \x01(\x04\"\xba\x01\n\x0c\x43onsoleFrame\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x06 \x01(\x04\x12\x0c\n\x04\x61rgs\x18\x07 \x03(\t\x12\x10\n\x08terminal\x18\x08 \x01(\x08\x12\x0c\n\x04term\x18\t \x01(\t\x12\x0c\n\x04rows\x18\n \x01(\r\x12\x0f\n\x07\x63olumns\x18\x0b \x01(\r\x12\x0e\n\x06\x65xited\x18\x0c \x01(\x08\x12\x11\n\texit_code\x18\r \x01(\r\"\'\n\x13RemoveDeviceRequest\x12\x10\n\x08pci_path\x18\x01 \x01(\t\"\x83\x01\n\x0e\x41rchiveRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65xtract\x18\x04 \x01(\x08\x12\x0f\n\x07no_walk\x18\x05 \x01(\x08\x12\x1a\n\x12preserve_ownership\x18\x06 \x01(\x08\"%\n\x0fSetClockRequest\x12\x12\n\nunix_nanos\x18\x01 \x01(\x03\"P\n\x10PushFilesRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12,\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1b.katapy.agent.v1.FileChange\"\x9a\x01\n\nFileChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tfile_size\x18\x02 \x01(\x03\x12\x11\n\tfile_mode\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\x05\x12\x0b\n\x03gid\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0e\n\x06remove\x18\x08 \x01(\x08\x12\x10\n\x08in_place\x18\t \x01(\x08\">\n\x0fPullFileRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x03\" \n\x10PullFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Z\n\x13ListenSocketRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0b\n\x03gid\x18\x04 \x01(\r\x12\r\n\x05\x63over\x18\x05 \x01(\t\"$\n\x0eSocketAccepted\x12\x12\n\nconnection\x18\x01 \x01(\x04\"^\n\x0f\x43onnectionFrame\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\x12\x0e\n\x06\x63redit\x18\x04 \x01(\x04\x12\x0c\n\x04port\x18\x05 \x01(\r\"*\n\x08Listener\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"O\n\x14WaitListenersRequest\x12(\n\x05known\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener\x12\r\n\x05local\x18\x02 \x01(\x08\"?\n\x15WaitListenersResponse\x12&\n\x03now\x18\x01 \x03(\x0b\x32\x19.katapy.agent.v1.Listener2\xb9\x07\n\tExtension\x12\x46\n\x05Hello\x12\x1d.katapy.agent.v1.HelloRequest\x1a\x1e.katapy.agent.v1.HelloResponse\x12\x45\n\x05Stdio\x12\x1b.katapy.agent.v1.StdioFrame\x1a\x1b.katapy.agent.v1.StdioFrame(\x01\x30\x01\x12\x44\n\x08SetClock\x12 .katapy.agent.v1.SetClockRequest\x1a\x16.google.protobuf.Empty\x12\x46\n\tPushFiles\x12!.katapy.agent.v1.PushFilesRequest\x1a\x16.google.protobuf.Empty\x12O\n\x08PullFile\x12 .katapy.agent.v1.PullFileRequest\x1a!.katapy.agent.v1.PullFileResponse\x12Y\n\x0cListenSocket\x12$.katapy.agent.v1.ListenSocketRequest\x1a\x1f.katapy.agent.v1.SocketAccepted(\x01\x30\x01\x12T\n\nConnection\x12 .katapy.agent.v1.ConnectionFrame\x1a .katapy.agent.v1.ConnectionFrame(\x01\x30\x01\x12N\n\x04\x44ial\x12 .katapy.agent.v1.ConnectionFrame\x1a .katapy.agent.v1.ConnectionFrame(\x01\x30\x01\x12K\n\x07\x43onsole\x12\x1d.katapy.agent.v1.ConsoleFrame\x1a\x1d.katapy.agent.v1.ConsoleFrame(\x01\x30\x01\x12L\n\x0cRemoveDevice\x12$.katapy.agent.v1.RemoveDeviceRequest\x1a\x16.google.protobuf.Empty\x12\x42\n\x07\x41rchive\x12\x1f.katapy.agent.v1.ArchiveRequest\x1a\x16.google.protobuf.Empty\x12^\n\rWaitListeners\x12%.katapy.agent.v1.WaitListenersRequest\x1a&.katapy.agent.v1.WaitListenersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,32 +42,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLORESPONSE_BOOTSTAMPSENTRY']._serialized_end=272
   _globals['_STDIOFRAME']._serialized_start=274
   _globals['_STDIOFRAME']._serialized_end=385
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=387
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=426
-  _globals['_ARCHIVEREQUEST']._serialized_start=429
-  _globals['_ARCHIVEREQUEST']._serialized_end=560
-  _globals['_SETCLOCKREQUEST']._serialized_start=562
-  _globals['_SETCLOCKREQUEST']._serialized_end=599
-  _globals['_PUSHFILESREQUEST']._serialized_start=601
-  _globals['_PUSHFILESREQUEST']._serialized_end=681
-  _globals['_FILECHANGE']._serialized_start=684
-  _globals['_FILECHANGE']._serialized_end=838
-  _globals['_PULLFILEREQUEST']._serialized_start=840
-  _globals['_PULLFILEREQUEST']._serialized_end=902
-  _globals['_PULLFILERESPONSE']._serialized_start=904
-  _globals['_PULLFILERESPONSE']._serialized_end=936
-  _globals['_LISTENSOCKETREQUEST']._serialized_start=938
-  _globals['_LISTENSOCKETREQUEST']._serialized_end=1028
-  _globals['_SOCKETACCEPTED']._serialized_start=1030
-  _globals['_SOCKETACCEPTED']._serialized_end=1066
-  _globals['_CONNECTIONFRAME']._serialized_start=1068
-  _globals['_CONNECTIONFRAME']._serialized_end=1162
-  _globals['_LISTENER']._serialized_start=1164
-  _globals['_LISTENER']._serialized_end=1206
-  _globals['_WAITLISTENERSREQUEST']._serialized_start=1208
-  _globals['_WAITLISTENERSREQUEST']._serialized_end=1287
-  _globals['_WAITLISTENERSRESPONSE']._serialized_start=1289
-  _globals['_WAITLISTENERSRESPONSE']._serialized_end=1352
-  _globals['_EXTENSION']._serialized_start=1355
-  _globals['_EXTENSION']._serialized_end=2231
+  _globals['_CONSOLEFRAME']._serialized_start=388
+  _globals['_CONSOLEFRAME']._serialized_end=574
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=576
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=615
+  _globals['_ARCHIVEREQUEST']._serialized_start=618
+  _globals['_ARCHIVEREQUEST']._serialized_end=749
+  _globals['_SETCLOCKREQUEST']._serialized_start=751
+  _globals['_SETCLOCKREQUEST']._serialized_end=788
+  _globals['_PUSHFILESREQUEST']._serialized_start=790
+  _globals['_PUSHFILESREQUEST']._serialized_end=870
+  _globals['_FILECHANGE']._serialized_start=873
+  _globals['_FILECHANGE']._serialized_end=1027
+  _globals['_PULLFILEREQUEST']._serialized_start=1029
+  _globals['_PULLFILEREQUEST']._serialized_end=1091
+  _globals['_PULLFILERESPONSE']._serialized_start=1093
+  _globals['_PULLFILERESPONSE']._serialized_end=1125
+  _globals['_LISTENSOCKETREQUEST']._serialized_start=1127
+  _globals['_LISTENSOCKETREQUEST']._serialized_end=1217
+  _globals['_SOCKETACCEPTED']._serialized_start=1219
+  _globals['_SOCKETACCEPTED']._serialized_end=1255
+  _globals['_CONNECTIONFRAME']._serialized_start=1257
+  _globals['_CONNECTIONFRAME']._serialized_end=1351
+  _globals['_LISTENER']._serialized_start=1353
+  _globals['_LISTENER']._serialized_end=1395
+  _globals['_WAITLISTENERSREQUEST']._serialized_start=1397
+  _globals['_WAITLISTENERSREQUEST']._serialized_end=1476
+  _globals['_WAITLISTENERSRESPONSE']._serialized_start=1478
+  _globals['_WAITLISTENERSRESPONSE']._serialized_end=1541
+  _globals['_EXTENSION']._serialized_start=1544
+  _globals['_EXTENSION']._serialized_end=2497
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,32 @@ class StdioFrame(_message.Message):
     credit: int
     def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., channel: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ...) -> None: ...
 
+class ConsoleFrame(_message.Message):
+    __slots__ = ("channel", "data", "eof", "credit", "args", "terminal", "term", "rows", "columns", "exited", "exit_code")
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EOF_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    EXITED_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    channel: int
+    data: bytes
+    eof: bool
+    credit: int
+    args: _containers.RepeatedScalarFieldContainer[str]
+    terminal: bool
+    term: str
+    rows: int
+    columns: int
+    exited: bool
+    exit_code: int
+    def __init__(self, channel: _Optional[int] = ..., data: _Optional[bytes] = ..., eof: _Optional[bool] = ..., credit: _Optional[int] = ..., args: _Optional[_Iterable[str]] = ..., terminal: _Optional[bool] = ..., term: _Optional[str] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., exited: _Optional[bool] = ..., exit_code: _Optional[int] = ...) -> None: ...
+
 class RemoveDeviceRequest(_message.Message):
     __slots__ = ("pci_path",)
     PCI_PATH_FIELD_NUMBER: _ClassVar[int]

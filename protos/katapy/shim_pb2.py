@@ -25,21 +25,24 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from protos.kata import agent_pb2 as protos_dot_kata_dot_agent__pb2
 from protos.kata import csi_pb2 as protos_dot_kata_dot_csi__pb2
+from protos.katapy import extension_pb2 as protos_dot_katapy_dot_extension__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/katapy/shim.proto\x12\x0ekatapy.shim.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17protos/kata/agent.proto\x1a\x15protos/kata/csi.proto\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"2\n\rResizeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x8d\x01\n\x07Volumes\x12\x41\n\x05Stats\x12\x1d.katapy.shim.v1.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12?\n\x06Resize\x12\x1d.katapy.shim.v1.ResizeRequest\x1a\x16.google.protobuf.Empty2\x86\x01\n\x0cPacketFilter\x12:\n\x03Get\x12\x18.grpc.GetIPTablesRequest\x1a\x19.grpc.GetIPTablesResponse\x12:\n\x03Set\x12\x18.grpc.SetIPTablesRequest\x1a\x19.grpc.SetIPTablesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/katapy/shim.proto\x12\x0ekatapy.shim.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17protos/kata/agent.proto\x1a\x15protos/kata/csi.proto\x1a\x1dprotos/katapy/extension.proto\"$\n\rVolumeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\"2\n\rResizeRequest\x12\x13\n\x0bvolume_path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x32\x8d\x01\n\x07Volumes\x12\x41\n\x05Stats\x12\x1d.katapy.shim.v1.VolumeRequest\x1a\x19.grpc.VolumeStatsResponse\x12?\n\x06Resize\x12\x1d.katapy.shim.v1.ResizeRequest\x1a\x16.google.protobuf.Empty2\x86\x01\n\x0cPacketFilter\x12:\n\x03Get\x12\x18.grpc.GetIPTablesRequest\x1a\x19.grpc.GetIPTablesResponse\x12:\n\x03Set\x12\x18.grpc.SetIPTablesRequest\x1a\x19.grpc.SetIPTablesResponse2S\n\x07\x43onsole\x12H\n\x04Open\x12\x1d.katapy.agent.v1.ConsoleFrame\x1a\x1d.katapy.agent.v1.ConsoleFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.katapy.shim_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMEREQUEST']._serialized_start=121
-  _globals['_VOLUMEREQUEST']._serialized_end=157
-  _globals['_RESIZEREQUEST']._serialized_start=159
-  _globals['_RESIZEREQUEST']._serialized_end=209
-  _globals['_VOLUMES']._serialized_start=212
-  _globals['_VOLUMES']._serialized_end=353
-  _globals['_PACKETFILTER']._serialized_start=356
-  _globals['_PACKETFILTER']._serialized_end=490
+  _globals['_VOLUMEREQUEST']._serialized_start=152
+  _globals['_VOLUMEREQUEST']._serialized_end=188
+  _globals['_RESIZEREQUEST']._serialized_start=190
+  _globals['_RESIZEREQUEST']._serialized_end=240
+  _globals['_VOLUMES']._serialized_start=243
+  _globals['_VOLUMES']._serialized_end=384
+  _globals['_PACKETFILTER']._serialized_start=387
+  _globals['_PACKETFILTER']._serialized_end=521
+  _globals['_CONSOLE']._serialized_start=523
+  _globals['_CONSOLE']._serialized_end=606
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 from google.protobuf import empty_pb2 as _empty_pb2
 from protos.kata import agent_pb2 as _agent_pb2
 from protos.kata import csi_pb2 as _csi_pb2
+from protos.katapy import extension_pb2 as _extension_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Optional as _Optional

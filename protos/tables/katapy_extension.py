@@ -3,6 +3,7 @@
 HelloRequest = {0: 'katapy.agent.v1.HelloRequest'}
 HelloResponse = {0: 'katapy.agent.v1.HelloResponse', 1: ("agent_version", 9, 0, None), 2: ("features", 9, 2, None), 3: ("boot_stamps", 11, 3, (9, 4, None))}
 StdioFrame = {0: 'katapy.agent.v1.StdioFrame', 1: ("container_id", 9, 0, None), 2: ("exec_id", 9, 0, None), 3: ("channel", 13, 0, None), 4: ("data", 12, 0, None), 5: ("eof", 8, 0, None), 6: ("credit", 4, 0, None)}
+ConsoleFrame = {0: 'katapy.agent.v1.ConsoleFrame', 3: ("channel", 13, 0, None), 4: ("data", 12, 0, None), 5: ("eof", 8, 0, None), 6: ("credit", 4, 0, None), 7: ("args", 9, 2, None), 8: ("terminal", 8, 0, None), 9: ("term", 9, 0, None), 10: ("rows", 13, 0, None), 11: ("columns", 13, 0, None), 12: ("exited", 8, 0, None), 13: ("exit_code", 13, 0, None)}
 RemoveDeviceRequest = {0: 'katapy.agent.v1.RemoveDeviceRequest', 1: ("pci_path", 9, 0, None)}
 ArchiveRequest = {0: 'katapy.agent.v1.ArchiveRequest', 1: ("container_id", 9, 0, None), 2: ("exec_id", 9, 0, None), 3: ("path", 9, 0, None), 4: ("extract", 8, 0, None), 5: ("no_walk", 8, 0, None), 6: ("preserve_ownership", 8, 0, None)}
 SetClockRequest = {0: 'katapy.agent.v1.SetClockRequest', 1: ("unix_nanos", 3, 0, None)}
@@ -27,6 +28,7 @@ SERVICES: "dict[str, dict[str, tuple[dict[int, object], dict[int, object], bool,
         "ListenSocket": (ListenSocketRequest, SocketAccepted, True, True),
         "Connection": (ConnectionFrame, ConnectionFrame, True, True),
         "Dial": (ConnectionFrame, ConnectionFrame, True, True),
+        "Console": (ConsoleFrame, ConsoleFrame, True, True),
         "RemoveDevice": (RemoveDeviceRequest, Empty, False, False),
         "Archive": (ArchiveRequest, Empty, False, False),
         "WaitListeners": (WaitListenersRequest, WaitListenersResponse, False, False),

@@ -37,7 +37,7 @@ Until = Callable[[QemuHypervisor], Awaitable[Seen]]
 
 _TIMEOUT = 90.0
 _MARKER = "katapy-bench: init runs"
-_MEMORY = re.compile(r'^kata_guest_meminfo{item="(memtotal|memfree)"} (\d+)', re.MULTILINE)
+_MEMORY = re.compile(r'^kata_guest_meminfo{item="(mem_total|mem_free)"} (\d+)', re.MULTILINE)
 _INIT = f"#!/bin/busybox sh\necho '{_MARKER}'\nexec /bin/busybox sleep 600\n"
 
 
@@ -99,8 +99,8 @@ async def _agent_answers(vm: QemuHypervisor) -> Seen:
     await vm.boot()
     async with agent.connect(await vm.dial_agent(_TIMEOUT), _TIMEOUT) as answering:
         answered = time.perf_counter()
-        kib = {name: int(value) for name, value in _MEMORY.findall(await answering.metrics())}
-        used = (kib["memtotal"] - kib["memfree"]) / 1024
+        memory = {name: int(value) for name, value in _MEMORY.findall(await answering.metrics())}
+        used = (memory["mem_total"] - memory["mem_free"]) / 2**20
         return Seen(answered, answering.boot_stamps, used)
 
 

@@ -15,6 +15,7 @@ import trio
 
 from protos.katapy import shim_pb2
 from shim.errors import InvalidArgument, Unavailable
+from shim.management.volume_stats import volume_stats
 from shim.storage import direct_volume
 from shim.ttrpc.client import ConnectionClosed, open_client
 from shim.ttrpc.service import stub
@@ -55,22 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
             direct_volume.remove(path)
         case "stats":
             reply = _call(path, lambda shim: shim.Stats(shim_pb2.VolumeRequest(volume_path=path)))
-            print(json.dumps(_stats(reply), indent=2))
+            print(json.dumps(volume_stats(reply), indent=2))
         case "resize":
             request = shim_pb2.ResizeRequest(volume_path=path, size=arguments.size)
             _call(path, lambda shim: shim.Resize(request))
     return 0
-
-
-def _stats(reply: Any) -> dict[str, Any]:
-    """CSI's NodeGetVolumeStats, as Kata prints it."""
-    usage = [
-        {"available": u.available, "total": u.total, "used": u.used, "unit": u.unit}
-        for u in reply.usage
-    ]
-    condition = reply.volume_condition
-    state = {"abnormal": condition.abnormal, "message": condition.message}
-    return {"usage": usage, "volume_condition": state}
 
 
 def _call(path: str, call: Callable[[Any], Awaitable[Any]]) -> Any:

@@ -17,7 +17,10 @@ VERBS = {
     "bench": "measure pods on this host, beside runc",
     "cleanup": "remove what crashed sandboxes left",
     "direct-volume": "disks that guests mount: add, remove, stats, resize",
+    "exec": "a shell or a command in a pod's guest, for debugging",
     "iptables": "a pod's packet filter: get, set",
+    "metrics": "a pod's figures, in Prometheus's text format",
+    "monitor": "serve the figures of all pods of this host to Prometheus",
     "version": "print the version",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments) -> int``."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from shim.cleanup import ledger as ledgers
-from shim.cleanup import process_table
-from shim.errors import KatapyError, NotFound
+from shim.errors import NotFound
+from shim.monitoring.pods import RunningPod, running_pods
 
 LISTENER_FD = 3
 
@@ -25,21 +24,28 @@ def socket_of(sandbox_id: str, state_dir: str = "") -> str:
     Raises:
         NotFound: no such pod runs here.
     """
-    for sandbox, socket in sockets(state_dir):
-        if sandbox == sandbox_id:
-            return socket
+    for pod in _named(sandbox_id, state_dir):
+        if found := listening_on(pod.pid):
+            return found
     raise NotFound(f"no pod {sandbox_id!r} runs on this host")
 
 
 def sockets(state_dir: str = "") -> Iterator[tuple[str, str]]:
     """Id and socket path of each pod that runs here. ``state_dir`` as of :func:`socket_of`."""
-    for path in ledgers.find_all(state_dir or ledgers.state_dir()):
-        try:
-            pid, started = ledgers.Ledger.load(path).owner
-        except (KatapyError, OSError):
-            continue  # it ends, or was left by something else
-        if process_table.start_time(pid) == started and (found := listening_on(pid)):
-            yield os.path.basename(os.path.dirname(path)), found
+    for pod in running_pods(state_dir):
+        if found := listening_on(pod.pid):
+            yield pod.sandbox_id, found
+
+
+def management_of(sandbox_id: str, state_dir: str = "") -> str:
+    """Return the path of a pod's management socket; arguments and errors as above."""
+    for pod in _named(sandbox_id, state_dir):
+        return pod.management
+    raise NotFound(f"no pod {sandbox_id!r} runs on this host")
+
+
+def _named(sandbox_id: str, state_dir: str) -> list[RunningPod]:
+    return [pod for pod in running_pods(state_dir) if pod.sandbox_id == sandbox_id]
 
 
 def listening_on(pid: int) -> str:

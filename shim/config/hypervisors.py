@@ -155,6 +155,7 @@ class Qemu(SharingHypervisor):
         "virtio-blk-pci", rules.choice("virtio-blk-pci", "virtio-pmem", "nvdimm")
     )
     enable_iommu: bool = key(False, rules.flag())
+    extra_monitor_socket: str = key("", rules.choice("", "hmp", "qmp", "qmp-pretty"))
     guest_memory_dump_path: Path | None = key(None, rules.found_path("no dump"))
     rootless: bool = key(False, rules.flag())
     # Kata's name for what a guest node's memory comes from; empty is each node of the host.

@@ -32,6 +32,7 @@ class Agent:
     # 0 is the agent's own, which is large already.
     container_pipe_size: int = key(0, rules.integer(0, 1 << 24, "bytes"))
     enable_debug: bool = key(False, rules.flag())
+    debug_console_enabled: bool = key(False, rules.flag())
 
 
 @dataclass(frozen=True, slots=True)

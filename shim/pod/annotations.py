@@ -52,6 +52,7 @@ _HOST_ONLY = frozenset(
         "disable_seccomp",
         "enable_annotations",
         "enable_debug",
+        "extra_monitor_socket",
         "guest_memory_dump_path",
         "guest_swap_path",
         "rootless",

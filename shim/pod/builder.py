@@ -37,6 +37,8 @@ from vmm.errors import VmmError
 from vmm.hypervisor import Hypervisor, Recorder
 from vmm.spec import VfioDevice, VmSpec, VsockDevice
 
+EXTRA_MONITOR = "extra-monitor.sock"
+
 MakeHypervisor = Callable[[VmSpec, Config, Recorder], Hypervisor]
 MakeVirtiofsd = Callable[[VmPlan, Config, Recorder], AbstractAsyncContextManager[Helper]]
 ReserveVsock = Callable[[Path], VsockDevice]
@@ -150,6 +152,9 @@ class PodBuilder:
             whole = sum(isinstance(device, VfioDevice) for device in (*cards, *passed))
             ports = plan.spec.root_ports + (whole if plan.cold_ports else 0)
             plan = replace(plan, spec=replace(plan.spec, devices=devices, root_ports=ports))
+            if plan.spec.extra_monitor:
+                where = self._runtime_dir / EXTRA_MONITOR
+                self._log.info(f"the VMM's extra monitor is at {where}")
             share = await self._make_share(plan)
             vm = PodVm(
                 self._backends.hypervisor(plan.spec, self._config, self._recorder("vmm")),

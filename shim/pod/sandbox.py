@@ -34,6 +34,7 @@ from shim.errors import (
 from shim.events import Publish, TaskCreate, TaskOOM
 from shim.log import Log
 from shim.oci.declared_pod import DeclaredPod, add_pod_mounts
+from shim.oci.kubernetes import PodIdentity, pod_identity
 from shim.oci.namespaces import joined_namespaces
 from shim.oci.pod import PodSettings, name_own_machine, pod_settings
 from shim.oci.role import Role, container_role
@@ -56,6 +57,8 @@ from shim.stages import Stages
 from shim.stdio.stdio import Stdio, open_stdio
 from shim.stdio.streaming import Streams
 
+OnStart = Callable[[Rollback, trio.Nursery], Awaitable[None]]
+
 STOP_TIMEOUT_S = 10.0
 # A guest that tells of kills without end must not crowd out the events that count.
 OOM_INTERVAL_S = 1.0
@@ -77,6 +80,8 @@ class Sandbox:
         direct: the direct-assigned volumes that the pod uses.
         streams: the streams that clients open for stdio.
         refusal: why no container can be made here, such as a wrong configuration.
+        on_start: called when the VM runs, with the stack that is unwound at its end and
+            the nursery of the pod's tasks.
     """
 
     def __init__(
@@ -94,9 +99,12 @@ class Sandbox:
         direct: DirectVolumes,
         streams: Streams,
         refusal: KatapyError | None = None,
+        on_start: OnStart | None = None,
     ) -> None:
         self.id = sandbox_id
+        self.identity = PodIdentity()
         self._refusal = refusal
+        self._on_start = on_start
         self._namespace = namespace
         self._given_config = self._config = config
         self._ledger = ledger
@@ -137,15 +145,29 @@ class Sandbox:
         return self._containers
 
     @property
+    def vm(self) -> PodVm | None:
+        """The pod's VM, None before the first one was made."""
+        return self._vm
+
+    @property
+    def running_vm(self) -> PodVm:
+        """The pod's VM.
+
+        Raises:
+            Unavailable: when there is none.
+        """
+        if self._vm is None:
+            raise Unavailable(f"pod {self.id} has no VM")
+        return self._vm
+
+    @property
     def agent(self) -> Agent:
         """The guest's agent.
 
         Raises:
             Unavailable: when there is no VM.
         """
-        if self._vm is None:
-            raise Unavailable(f"pod {self.id} has no VM")
-        return self._vm.agent
+        return self.running_vm.agent
 
     def container(self, container_id: str) -> Container:
         """Find a container.
@@ -226,6 +248,7 @@ class Sandbox:
         return container
 
     def _configure(self, spec: dict[str, Any]) -> None:
+        self.identity = pod_identity(spec)
         self._config = annotated(self._given_config, spec.get("annotations", {}), self._log.warning)
         self._builder.configure(self._config)
 
@@ -410,6 +433,8 @@ class Sandbox:
             self._settings = settings
             self._lifecycle.move(SandboxState.RUNNING)
             self.life.started(vm.pid)
+            if self._on_start is not None:
+                await self._on_start(self._cleanup, self._nursery)
             self._log.info("the pod's VM is up", pid=vm.pid, stages=str(self._stages))
             return self._place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from protos.kata import agent_pb2
+from shim.errors import NotFound
 from shim.pod.container import Container
 from shim.pod.state import ProcessState
 
@@ -19,7 +20,10 @@ async def pod_stats(containers: Iterable[Container]) -> agent_pb2.StatsContainer
     total = agent_pb2.StatsContainerResponse()
     for container in list(containers):
         if container.init.state in _LIVE:
-            stats = await container.stats()
+            try:
+                stats = await container.stats()
+            except NotFound:  # it ended meanwhile, or is the pause container
+                continue
             _add(total.cgroup_stats, stats.cgroup_stats)
             del total.network_stats[:]
             total.network_stats.extend(stats.network_stats)

@@ -38,6 +38,11 @@ class Helper(Protocol):
         ...
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    @property
     def exited(self) -> trio.Event:
         """Set when it is gone."""
         ...
@@ -102,6 +107,7 @@ class PodVm:
         self._log = log
         self._stages = stages
         self._agent: Agent | None = None
+        self._helpers: tuple[Helper, ...] = ()
         self._stop = trio.Event()
         self._orderly = False
 
@@ -128,6 +134,11 @@ class PodVm:
         return self._agent
 
     @property
+    def helpers(self) -> tuple[Helper, ...]:
+        """The daemons it depends on that run."""
+        return tuple(helper for helper in self._helpers if not helper.exited.is_set())
+
+    @property
     def network(self) -> PodNetwork | None:
         """The pod's network; None when the pod has none of its own."""
         return self._plan.network
@@ -144,6 +155,7 @@ class PodVm:
                 if self._plan.log_console:
                     await stack.enter_async_context(console_logged(self._hypervisor, self._log))
                 helpers = [await stack.enter_async_context(h) for h in self._plan.helpers]
+                self._helpers = tuple(helpers)
                 self._stages.reached("helpers")
                 await stack.enter_async_context(self._hypervisor)
                 self._stages.reached("vmm")

@@ -137,6 +137,8 @@ def plan_vm(
         arguments.append(f"agent.container_pipe_size={config.agent.container_pipe_size}")
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
+    if config.agent.debug_console_enabled:
+        arguments.append("agent.debug_console")
     arguments.append(vm.kernel_params)
     fixed = config.runtime.static_sandbox_resource_mgmt
     grows = machine in _GROWING and not fixed
@@ -172,12 +174,19 @@ def plan_vm(
             numa=numa_nodes(vm.numa_mapping, spec) if vm.enable_numa else (),
             iommu=vm.enable_iommu,
             scsi=vm.block_device_driver == "virtio-scsi",
+            # As in Kata, only where debugging is on.
+            extra_monitor=_extra_monitor(vm),
             panic_dump=vm.guest_memory_dump_path,
             user=_own_user(name) if vm.rootless else None,
         )
     msize = vm.msize_9p if isinstance(vm, Qemu) else 0
     cold_ports = isinstance(vm, Qemu) and vm.cold_plug_vfio == "root-port"
     return VmPlan(spec, shared_fs, share_dir, socket, msize, cold_ports)
+
+
+def _extra_monitor(vm: Qemu) -> Literal["", "hmp", "qmp", "qmp-pretty"]:
+    wanted = vm.extra_monitor_socket if vm.enable_debug else ""
+    return cast(Literal["", "hmp", "qmp", "qmp-pretty"], wanted)
 
 
 def _root_ports(vm: Qemu) -> int:

@@ -21,6 +21,7 @@ from shim.ttrpc.stream import STREAM_BUFFER, ClientStream, Inbox, overflow
 from shim.ttrpc.transport import Transport
 
 if TYPE_CHECKING:
+    from shim.ttrpc.durations import Durations
     from shim.ttrpc.framing import Buffer
     from shim.ttrpc.messages import Metadata, Response
 
@@ -60,11 +61,15 @@ class Client:
     """Calls over one connection; any number of tasks may use it at once.
 
     Get one from ``open_client``.
+
+    Attributes:
+        durations: of unary calls made by a stub, by the full name of their request.
     """
 
     def __init__(self, stream: trio.SocketStream, stream_buffer: int) -> None:
         self._protocol = ClientConnection()
         self.transport = Transport(stream, self._protocol)
+        self.durations: dict[str, Durations] = {}
         self._stream_buffer = stream_buffer
         self._waiting: dict[int, trio.lowlevel.Task] = {}
         self._inboxes: dict[int, Inbox] = {}

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from time import perf_counter_ns
 
 import trio
 
@@ -103,7 +104,7 @@ class Server:
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """Serve one connected stream socket until it ends and its handlers are done."""
-        if self._check_peer and not _is_same_user(stream.socket):
+        if self._check_peer and not is_same_user(stream.socket):
             _log.warning("refused a connection of another user")
             await stream.aclose()
             return
@@ -264,6 +265,7 @@ class _Connection:
             stream = ServerStream(stream_id, method, inbox, self._protocol, self._transport)
             self._nursery.start_soon(self._run, stream_id, method, context, request.payload, stream)
         elif method.inline:
+            started = perf_counter_ns()
             try:
                 message = method.parse(request.payload)
                 payload = method.encode(method.handler(message, context))
@@ -272,6 +274,7 @@ class _Connection:
             else:
                 self._protocol.respond(stream_id, payload)
                 self._answered.unpark_all()
+            method.durations.add(perf_counter_ns() - started)
         else:
             self._nursery.start_soon(self._run, stream_id, method, context, request.payload, None)
 
@@ -308,6 +311,7 @@ class _Connection:
         stream: ServerStream | None,
     ) -> None:
         """Run one ``async def`` handler and answer its call."""
+        started = perf_counter_ns()
         try:
             if context.deadline == math.inf and not method.cancel_on_disconnect:
                 await self._answer(stream_id, method, context, payload, stream)
@@ -330,6 +334,7 @@ class _Connection:
             if not (self._transport.closed and isinstance(error, ConnectionClosed)):
                 self._fail(stream_id, self._server.error_of(error, context))
         finally:
+            method.durations.add(perf_counter_ns() - started)
             self._inboxes.pop(stream_id, None)
             self._transport.flush()
             self._answered.unpark_all()
@@ -358,7 +363,7 @@ class _Connection:
         self._answered.unpark_all()
 
 
-def _is_same_user(peer: trio.socket.SocketType) -> bool:
+def is_same_user(peer: trio.socket.SocketType) -> bool:
     """Whether the process at the other end of a unix socket runs as our user and group."""
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, uid, gid = _UCRED.unpack(raw)

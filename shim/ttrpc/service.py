@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from shim.ttrpc import status
+from shim.ttrpc.durations import Durations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,12 +70,16 @@ class Method:
         client_streaming, server_streaming: the method's kind.
         cancel_on_disconnect: whether a lost connection cancels the handler. Only for calls
             that wait and change nothing; the others finish, so that nothing is left half done.
+
+    Attributes:
+        durations: of the calls that were answered.
     """
 
     __slots__ = (
         "cancel_on_disconnect",
         "client_streaming",
         "decode",
+        "durations",
         "encode",
         "handler",
         "inline",
@@ -102,6 +108,7 @@ class Method:
         self.streaming = client_streaming or server_streaming
         self.inline = not _is_async(handler)
         self.cancel_on_disconnect = cancel_on_disconnect
+        self.durations = Durations()
         if self.inline and (self.streaming or cancel_on_disconnect):
             raise TypeError(f"{name}: a handler that streams or waits must be 'async def'")
 
@@ -246,7 +253,12 @@ async def _call(
     timeout: float | None = None,
     metadata: Metadata = (),
 ) -> Any:
-    payload = await client.call(service, method, request.SerializeToString(), timeout, metadata)
+    started = perf_counter_ns()
+    try:
+        payload = await client.call(service, method, request.SerializeToString(), timeout, metadata)
+    finally:
+        kind = request.DESCRIPTOR.full_name
+        client.durations.setdefault(kind, Durations()).add(perf_counter_ns() - started)
     return _parse(response, payload)
 
 

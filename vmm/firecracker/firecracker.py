@@ -235,13 +235,21 @@ class FirecrackerHypervisor(Machine):
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """See :meth:`vmm.hypervisor.Hypervisor.counters`."""
+        await self._flush_metrics()
+        names = {p.name: key for key, p in self._started.plan.placed.items()}
+        return {_device_of(group, names): v for group, v in self._counters.of_devices.items()}
+
+    async def own_counters(self) -> dict[str, dict[str, int]]:
+        """See :meth:`vmm.hypervisor.Hypervisor.own_counters`."""
+        await self._flush_metrics()
+        return self._counters.of_kinds
+
+    async def _flush_metrics(self) -> None:
         self._need(*LIVE)
         flushed = self._flushed
         await self._action("FlushMetrics")
         with trio.move_on_after(_METRICS_TIMEOUT):
             await flushed.wait()
-        names = {p.name: key for key, p in self._started.plan.placed.items()}
-        return {_device_of(group, names): v for group, v in self._counters.totals.items()}
 
     async def vcpu_threads(self) -> dict[int, int]:
         """See :meth:`vmm.hypervisor.Hypervisor.vcpu_threads`."""

@@ -39,16 +39,18 @@ class Listeners:
         qmp: control socket.
         console: guest console, or None.
         ports: virtio-serial ports by device id.
+        extra_monitor: second monitor, or None.
     """
 
     qmp: int
     console: int | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
+    extra_monitor: int | None = None
 
     def all(self) -> tuple[int, ...]:
         """Return every descriptor."""
-        console = () if self.console is None else (self.console,)
-        return (self.qmp, *console, *self.ports.values())
+        others = (fd for fd in (self.console, self.extra_monitor) if fd is not None)
+        return (self.qmp, *others, *self.ports.values())
 
 
 def build(
@@ -90,6 +92,7 @@ def build(
         *(["-incoming", "defer"] if spec.restored else []),
         *_listener("qmp", listeners.qmp),
         *_monitor(features),
+        *_extra_monitor(spec, features, listeners),
         *_console(listeners),
         *kernel_arguments(spec, accelerator, tsc_khz),
         *_iommu(spec),
@@ -200,6 +203,19 @@ def _monitor(features: QemuFeatures) -> list[str]:
     if features.monitor_object:
         return ["-object", "monitor-qmp,id=mon0,chardev=qmp"]
     return ["-mon", "chardev=qmp,mode=control"]
+
+
+def _extra_monitor(spec: VmSpec, features: QemuFeatures, listeners: Listeners) -> list[str]:
+    if listeners.extra_monitor is None:
+        return []
+    kind, _, pretty = spec.extra_monitor.partition("-")
+    rest = ",pretty=on" if pretty else ""
+    if features.monitor_object:
+        monitor = ["-object", f"monitor-{kind},id=extra,chardev=extra-monitor{rest}"]
+    else:
+        mode = "readline" if kind == "hmp" else "control"
+        monitor = ["-mon", f"chardev=extra-monitor,mode={mode}{rest}"]
+    return [*_listener("extra-monitor", listeners.extra_monitor), *monitor]
 
 
 def _console(listeners: Listeners) -> list[str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = Path("/var/cache/katapy")
 QMP = "qmp"
 CONSOLE = "console"
+EXTRA_MONITOR = "extra-monitor"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Launched:
 
     Args:
         child: the process.
-        sockets: its listening sockets by role: ``qmp``, ``console``, serial port ids.
+        sockets: its listening sockets by role: ``qmp``, ``console``, ``extra-monitor``,
+            serial port ids.
         plan: its devices, placed.
         features: what this QEMU has.
         accelerator: what runs the guest's instructions.
@@ -78,6 +80,7 @@ def launch(
     plan = make_plan(spec)
     serial_ids = command.serial_ids(plan)
     roles = [QMP, *([CONSOLE] if spec.console else []), *serial_ids]
+    roles += [EXTRA_MONITOR] if spec.extra_monitor else []
     sockets = {role: spec.runtime_dir / f"{role}.sock" for role in roles}
     with ExitStack() as undo_on_error, ExitStack() as close_ours:
         fds: dict[str, int] = {}
@@ -89,7 +92,10 @@ def launch(
             close_ours.enter_context(listener)
             fds[role] = listener.fileno()
         listeners = command.Listeners(
-            fds[QMP], fds.get(CONSOLE), {role: fds[role] for role in serial_ids}
+            fds[QMP],
+            fds.get(CONSOLE),
+            {role: fds[role] for role in serial_ids},
+            fds.get(EXTRA_MONITOR),
         )
         argv = command.build(
             spec,

@@ -265,6 +265,17 @@ class QemuHypervisor(VmProcess):
                 return partial(channel.dial_vsock, device.cid, self.spec.agent_port)
         raise InvalidConfig("channel vsock needs a VsockDevice")
 
+    @property
+    def agent_url(self) -> str:
+        """See :meth:`vmm.hypervisor.Hypervisor.agent_url`."""
+        assert self._launched is not None
+        for device in self.spec.devices if self.spec.channel == "vsock" else ():
+            if isinstance(device, VsockDevice):
+                if device.uds is not None:
+                    return f"hvsock://{device.uds}:{self.spec.agent_port}"
+                return f"vsock://{device.cid}:{self.spec.agent_port}"
+        return f"unix://{self._launched.sockets[AGENT_PORT_ID]}"
+
     # -- changing ---------------------------------------------------------------------
 
     async def attach(self, device: Device, timeout: float = 10.0) -> AttachedDevice:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,17 +252,16 @@ class AgentProcess:
         return trio.SocketStream(sock)
 
 
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
-    """One agent for the tests of a module."""
+@contextmanager
+def run_agent(base: Path, *options: str) -> Iterator[AgentProcess]:
+    """An agent, with further options of its command line."""
     if os.geteuid() or not shutil.which("crun") or not Path("/bin/busybox").exists():
         pytest.skip("needs root, crun and busybox")
-    base = tmp_path_factory.mktemp("agent")
     rootfs = busybox_root(base / "rootfs")
     root, path = base / "root", base / "a.sock"
     command = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child"]
     command += [sys.executable, "-m", "guest_agent", "--listen", f"unix://{path}"]
-    command += ["--root", str(root)]
+    command += ["--root", str(root), *options]
     popen = subprocess.Popen(
         command,
         cwd=Path(__file__).parents[3],
@@ -277,6 +276,13 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
         popen.kill()  # unshare takes the agent, and with it its whole pid namespace, along
         popen.wait(10)
         popen.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """One agent for the tests of a module."""
+    with run_agent(tmp_path_factory.mktemp("agent")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import trio.testing
 
 from protos.kata import agent_pb2
 from protos.kata.agent_pb2 import CopyFileRequest, Storage
+from shim.monitoring import exposition
 from shim.ttrpc import status
 from shim.ttrpc.status import TtrpcError
 from tests.integration.agent.conftest import LIMIT, AgentProcess, Guest, oci_spec
@@ -240,18 +241,28 @@ async def test_shared_namespaces(agent: AgentProcess, guest: Guest) -> None:
     assert first[b"mnt"] != second[b"mnt"]
 
 
-async def test_guest_details_and_metrics(guest: Guest) -> None:
+async def test_guest_details(guest: Guest) -> None:
     request = agent_pb2.GuestDetailsRequest(mem_block_size=True, mem_hotplug_probe=True)
     details = (await guest.agent.GetGuestDetails(request, timeout=LIMIT)).agent_details
     assert details.supports_seccomp
     assert "virtio-fs" in details.storage_handlers
-    metrics = await guest.agent.GetMetrics(agent_pb2.GetMetricsRequest(), timeout=LIMIT)
-    rows = dict(
-        line.rsplit(" ", 1) for line in metrics.metrics.splitlines() if not line.startswith("#")
-    )
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10
-    assert int(rows['kata_guest_meminfo{item="memtotal"}']) == total
-    assert int(rows["kata_agent_process_resident_memory_bytes"]) > 1 << 20
+
+
+async def test_metrics(guest: Guest) -> None:
+    request = agent_pb2.GetMetricsRequest()
+    await guest.agent.GetMetrics(request, timeout=LIMIT)
+    text = (await guest.agent.GetMetrics(request, timeout=LIMIT)).metrics
+    rows = {s.key: s.value for family in exposition.parse(text) for s in family.samples}
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert rows["kata_guest_meminfo", ("item", "mem_total")] == total
+    assert rows["kata_agent_process_resident_memory_bytes",] > 1 << 20
+    assert rows["kata_agent_scrape_count",] == 2
+    assert rows["kata_guest_cpu_time", ("cpu", "total"), ("item", "user")] > 0
+    assert rows["kata_guest_cpu_time", ("cpu", "0"), ("item", "idle")] > 0
+    assert ("kata_guest_netdev_stat", ("interface", "lo"), ("item", "recv_bytes")) in rows
+    assert rows["kata_guest_vm_stat", ("item", "pgfault")] > 0
+    assert rows["kata_agent_proc_status", ("item", "vmrss")] > 1 << 10
+    assert rows["kata_agent_io_stat", ("item", "rchar")] > 0
 
 
 async def test_termination_message(agent: AgentProcess, guest: Guest) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -80,6 +81,30 @@ def test_context_and_process_of_the_daemon(shim: Installation) -> None:
     assert fds.pop("3").startswith("socket:")
     log, lock = daemon["log_fifo"], str(shim.state / "default" / "c1")
     assert sorted(fds.values()) == sorted([log, lock])
+
+
+def has_core_scheduling() -> bool:
+    """Whether this kernel and processor group threads, tried in a child of its own group."""
+    script = (
+        "import os; from shim import syscalls as s; os.setsid();"
+        "s.prctl(s.PR_SCHED_CORE, s.PR_SCHED_CORE_CREATE, 0, s.PIDTYPE_PROCESS_GROUP)"
+    )
+    tried = subprocess.run(
+        [sys.executable, "-c", script], stderr=subprocess.DEVNULL, timeout=30, check=False
+    )
+    return tried.returncode == 0
+
+
+def test_core_scheduling_is_had_or_refused(shim: Installation) -> None:
+    shim.extra["SCHED_CORE"] = "1"
+    done = shim.start("c1")
+    if has_core_scheduling():
+        assert done.returncode == 0, done.stdout
+        assert shim.daemon()["group_id"] == "c1"
+    else:
+        assert done.returncode == 1
+        assert b"SCHED_CORE is set, but core scheduling is not to be had" in done.stdout
+        assert process_table.find_by_marker(str(shim.launcher)) == []
 
 
 def test_bootstrap_params_get_a_version_3_answer(shim: Installation) -> None:

@@ -89,6 +89,9 @@ async def test_memory_grows_and_shrinks(standins: Standins) -> None:
         await vm.set_balloon(200 * MIB)
         counters = await vm.counters()
         assert "image" in counters
+        own = await vm.own_counters()
+        assert own["vmm"]["panic_count"] == 0
+        assert not [group for group in own if group.startswith("block_")]
         with pytest.raises(Unsupported, match=r"Firecracker 1\.14\.1.*vcpu_up"):
             await vm.resize_vcpus(2, 1)
 

@@ -33,7 +33,10 @@ HEAVY = {
     "trio",
     "typing",
 }
-LATER = {f"guest_agent.{name}" for name in ("dial", "iptables", "listeners", "network", "sockets")}
+LATER = {
+    f"guest_agent.{name}"
+    for name in ("console", "dial", "iptables", "listeners", "metrics", "network", "sockets")
+}
 
 
 def test_the_agent_starts_without_heavy_modules() -> None:
@@ -49,6 +52,8 @@ def test_methods_of_modules_imported_later_have_their_handlers() -> None:
         (main._IPTABLES, main._iptables(cast("Children", None))),  # a real one takes SIGCHLD
         (main._PORTS, main._ports(loop)),
         (main._SOCKETS, main._sockets(loop)),
+        (("GetMetrics",), main._metrics()),
+        (("Console",), main._console(loop, cast("Children", None), True)),
     ):
         assert set(names) == set(handlers)
 

@@ -288,8 +288,11 @@ async def test_the_program_is_tried_again_and_then_given_up(
         assert "not today" in running_.log
 
 
-async def test_neither_address_nor_program(tmp_path: Path) -> None:
+async def test_without_a_receiver_events_are_logged(tmp_path: Path) -> None:
     async with running(tmp_path) as running_:
+        assert not running_.publisher.has_receiver
         running_.publish("/a", "/b")
         await running_.publisher.drain(LIMIT)
-        assert running_.log.count("neither a ttrpc address nor a publish binary") == 2
+        assert "topic=/a" in running_.log
+        assert 'container_id: \\"c\\" pid: 7' in running_.log
+        assert "dropped" not in running_.log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -79,7 +79,9 @@ class Line:
             binary=Path("/usr/bin/qemu"),
             features=qemu or features(version),
             accelerator=accelerator,
-            listeners=command.Listeners(10, 11 if spec.console else None, ports),
+            listeners=command.Listeners(
+                10, 11 if spec.console else None, ports, 30 if spec.extra_monitor else None
+            ),
             tsc_khz=tsc_khz,
         )
 
@@ -114,6 +116,30 @@ def test_basics(spec: VmSpec) -> None:
     assert "socket,id=qmp,fd=10,server=on,wait=off" in line.values("-chardev")
     assert "socket,id=console,fd=11,server=on,wait=off" in line.values("-chardev")
     assert line.value("-serial") == "chardev:console"
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("hmp", "mode=readline", "monitor-hmp,id=extra,chardev=extra-monitor"),
+        ("qmp", "mode=control", "monitor-qmp,id=extra,chardev=extra-monitor"),
+        (
+            "qmp-pretty",
+            "mode=control,pretty=on",
+            "monitor-qmp,id=extra,chardev=extra-monitor,pretty=on",
+        ),
+    ],
+)
+def test_an_extra_monitor_for_debugging(
+    spec: VmSpec, kind: Literal["hmp", "qmp", "qmp-pretty"], old: str, new: str
+) -> None:
+    line = Line(replace(spec, extra_monitor=kind))
+    assert f"chardev=extra-monitor,{old}" in line.values("-mon")
+    line = Line(replace(spec, extra_monitor=kind), version="11.1")
+    assert new in line.values("-object")
+    assert "socket,id=extra-monitor,fd=30,server=on,wait=off" in line.values("-chardev")
+    assert command.Listeners(10, 11, {"a": 12}, 30).all() == (10, 11, 30, 12)
+    assert not [each for each in Line(spec).argv if "extra-monitor" in each]
 
 
 def test_accelerators(spec: VmSpec) -> None:

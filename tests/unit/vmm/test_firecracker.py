@@ -342,6 +342,26 @@ def test_ids_are_what_firecracker_takes() -> None:
 
 def test_metrics_add_up() -> None:
     counters = Counters()
-    assert counters.feed(b'{"net_net1":{"tx_bytes_count":5},"api_server":{"x":1}}\n{"net_') == 1
+    assert counters.feed(b'{"net_net1":{"tx_bytes_count":5},"utc_timestamp_ms":9}\n{"net_') == 1
     assert counters.feed(b'net1":{"tx_bytes_count":2,"lat":{"min_us":1}}}\nbroken\n') == 1
-    assert counters.totals == {"net_net1": {"tx_bytes_count": 7}}
+    assert counters.of_devices == {"net_net1": {"tx_bytes_count": 7}}
+    assert counters.of_kinds == {}
+
+
+def test_metrics_of_kinds_and_of_the_process() -> None:
+    counters = Counters()
+    for _ in range(2):
+        counters.feed(
+            b'{"block":{"read_bytes":4},"block_root":{"read_bytes":4},"vcpu":{"exit_io_in":1},'
+            b'"latencies_us":{"pause_vm":30},"vmm":{"device_events":2,"panic_count":0},'
+            b'"api_server":{"process_startup_time_us":7},"memory_hotplug":{"queue_event_count":1}}\n'
+        )
+    assert counters.of_kinds == {
+        "block": {"read_bytes": 8},
+        "vcpu": {"exit_io_in": 2},
+        "latencies_us": {"pause_vm": 30},
+        "vmm": {"device_events": 4, "panic_count": 0},
+        "api_server": {"process_startup_time_us": 7},
+        "memory_hotplug": {"queue_event_count": 2},
+    }
+    assert set(counters.of_devices) == {"block", "block_root", "memory_hotplug"}

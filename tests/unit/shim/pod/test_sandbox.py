@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from shim.cleanup.rollback import Rollback
 from shim.config.model import Config
-from shim.daemon import shut_down
+from shim.daemon import mark_oom, shut_down
 from shim.errors import NotFound
 from shim.events import Event, TaskDelete, TaskExit, TaskOOM
 from shim.log import INFO, Log
@@ -94,6 +94,16 @@ async def test_ooms_are_told_once_a_second_and_only_of_containers(
     await trio.sleep(1)
     case.sandbox._oom("c")
     assert len(case.events) == 2
+
+
+async def test_an_oom_leaves_a_file_in_the_containers_bundle(case: Case, tmp_path: Path) -> None:
+    container = case.ended_container()
+    container.bundle = str(tmp_path)
+    mark_oom(case.sandbox, "c", LOG)
+    mark_oom(case.sandbox, "of another pod", LOG)
+    assert [path.name for path in tmp_path.iterdir()] == ["oom"]
+    container.bundle = str(tmp_path / "gone")
+    mark_oom(case.sandbox, "c", LOG)
 
 
 async def test_the_shim_ends_though_the_client_of_shutdown_is_gone() -> None:
