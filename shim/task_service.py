@@ -163,7 +163,9 @@ class TaskService:
             raise InvalidArgument("shutdown: the container id is empty")
         if self._sandbox.declared is not None:
             return Empty()  # ShutdownSandbox ends it
-        self._ending = True
+        # containerd asks this after each container that it deleted. Only what names the pod
+        # means the pod, and may be followed by no other request (see delete).
+        self._ending = self._ending or request.now or request.id == self._sandbox.id
         if not self._sandbox.containers:
             await self._shutdown()
         return Empty()

@@ -131,3 +131,6 @@ def test_three_containers_share_one_pod(kubelet: Kubelet, tmp_path: Path) -> Non
     assert pod.status().status.state == cri.SANDBOX_NOTREADY
     assert one.status().state == cri.CONTAINER_EXITED
     pod.remove()
+    # Nor does containerd complain of a shim that ended before it was told to.
+    said = kubelet.daemon.log.read_text(errors="replace").splitlines()
+    assert [line for line in said if "failed to shutdown shim" in line and pod.id in line] == []

@@ -148,6 +148,8 @@ def test_accelerators(spec: VmSpec) -> None:
     assert (kvm.value("-accel"), kvm.value("-cpu")) == ("kvm", "host")
     assert "tsc_early_khz=2400000 " in tcg.value("-append") + " "
     assert "tsc_early_khz" not in kvm.value("-append")
+    assert "no_timer_check" in tcg.value("-append").split()
+    assert "no_timer_check" not in kvm.value("-append")
     assert Line(replace(spec, cpu_model="qemu64")).value("-cpu") == "qemu64"
 
 
@@ -186,6 +188,7 @@ def test_arm(spec: VmSpec, disk: BlockDevice) -> None:
     assert line.value("-M") == "virt,gic-version=max,memory-backend=mem"
     assert line.value("-cpu") == "max,pauth-impdef=on"
     assert "console=ttyAMA0" in line.value("-append").split()
+    assert "no_timer_check" not in line.value("-append")
     assert line.device("virtio-blk-pci")["bus"] == "pcie.0"
 
 
