@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.pod.creation",),
     ("shim.pod.builder", "shim.pod.container_files"),
     ("shim.pod.resources", "shim.pod.volumes", "shim.pod.direct_volumes", "shim.pod.vfio"),
-    ("shim.pod.vm", "shim.pod.size"),
+    ("shim.pod.vm", "shim.pod.size", "shim.pod.guest_swap"),
     ("shim.pod.pause", "shim.pod.files", "shim.pod.life", "shim.pod.stats"),
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),
     (
@@ -54,7 +54,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.pod.vfio_groups",
         "shim.pod.unplug",
     ),
-    ("shim.sizing.vm_size", "shim.cgroup", "shim.sizing.cpu_pinning", "shim.sizing.oom_score"),
+    (
+        "shim.sizing.vm_size",
+        "shim.sizing.swap",
+        "shim.cgroup",
+        "shim.sizing.cpu_pinning",
+        "shim.sizing.oom_score",
+    ),
     ("shim.config", "shim.metrics"),
     ("vmm.hypervisor",),
     ("shim.ttrpc",),
