@@ -115,7 +115,7 @@ async def outer(
             await shell.run(f"export PYTHONDONTWRITEBYTECODE=1 PATH=$PATH:{HOST_PATH} card=$card")
             await shell.run(f"({inside} > /told 2>&1; echo $? > /ended) &")
             with trio.fail_after(DEADLINE_S):
-                wait = "i=0; until [ -e /ended ] || [ $i -gt 40 ]; do sleep 1; i=$((i+1)); done"
+                wait = "i=0; until [ -e /ended ] || [ $i -gt 20 ]; do sleep 1; i=$((i+1)); done"
                 while not await shell.run(f"{wait}; cat /ended 2> /dev/null || true"):
                     print(await shell.run("tail -n 3 /told"))
             told = await shell.run("cat /told")
