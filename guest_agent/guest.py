@@ -170,8 +170,10 @@ class Guest:
         libc.swapon(await block.find(self._loop, "blk", path))
 
     async def add_swap_path(self, request: Message) -> None:
-        """AddSwapPath."""
-        libc.swapon(await block.find(self._loop, "mmioblk", request["path"]))
+        """AddSwapPath: a node, or as an extension a CCW id or a SCSI address."""
+        path = request["path"]
+        kind = "blk-ccw" if block.is_ccw(path) else "scsi" if ":" in path else "mmioblk"
+        libc.swapon(await block.find(self._loop, kind, path))
 
     async def metrics(self, _request: Message) -> Mapping[str, Any]:
         """GetMetrics: the agent process and the guest, in Prometheus's text format."""

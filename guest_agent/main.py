@@ -26,6 +26,7 @@ from .loop import Event, Loop, Nursery
 from .rpc import Deferred, Server
 from .sandbox import Sandbox
 from .service import Containers
+from .stdio import PIPE_SIZE
 from .storage import Storages, mount
 
 TYPE_CHECKING = False
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-PIPE_SIZE = 1 << 20  # bytes in each stdio pipe; large ones are what makes bulk output fast
 FAREWELL_SECONDS = 0.1  # the answer to DestroySandbox leaves before the machine does
 _MONOTONIC = 1
 

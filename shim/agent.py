@@ -10,6 +10,7 @@ Source: kata-containers ``src/libs/protocols/protos/agent.proto``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,7 @@ from shim.ttrpc.status import TtrpcError
 REQUEST_TIMEOUT_S = 60.0  # Kata's default for a request to its agent
 HEALTH_TIMEOUT_S = 30.0
 _NO_EXIT_CODE = 255
+_PCI_SLOTS = re.compile(r"[0-9a-f]{2}(/[0-9a-f]{2})*")
 
 
 class Agent:
@@ -415,6 +417,20 @@ class Agent:
             reply = await self._kata.SetIPTables(new, timeout=REQUEST_TIMEOUT_S)
         data: bytes = reply.data
         return data
+
+    async def add_swap(self, address: str) -> None:
+        """Have the guest use a disk as swap space.
+
+        Args:
+            address: where the guest finds it, as :mod:`vmm.spec` writes addresses.
+        """
+        if _PCI_SLOTS.fullmatch(address):
+            slots = [int(slot, 16) for slot in address.split("/")]
+            request = agent_pb2.AddSwapRequest(PCIPath=slots)
+            await self._kata.AddSwap(request, timeout=REQUEST_TIMEOUT_S)
+        else:
+            at = agent_pb2.AddSwapPathRequest(path=address)
+            await self._kata.AddSwapPath(at, timeout=REQUEST_TIMEOUT_S)
 
     async def resize_volume(self, guest_path: str, size: int) -> None:
         """Have the file system at a guest path grow to ``size`` bytes; its disk has them."""

@@ -31,6 +31,7 @@ class Architecture:
         has_9p: whether that kernel can mount 9p.
         elf: whether the VMM wants the unpacked ELF kernel rather than Debian's file.
         emulated_cpu: CPU model under emulation.
+        page_size: bytes of a page of that kernel's.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Architecture:
     byte_order: Literal["little", "big"] = "little"
     rootfs: Literal["erofs", "squashfs"] = "erofs"
     has_9p: bool = False
+    page_size: int = 4096
 
 
 _KNOWN = (
@@ -80,6 +82,7 @@ _KNOWN = (
         emulated_cpu="power9",
         reports_panic=True,
         # Debian 12's kernel has pages of 64 KiB, with which it mounts no erofs of 4 KiB blocks.
+        page_size=65536,
         rootfs="squashfs",
         has_9p=True,
     ),

@@ -30,6 +30,9 @@ class RateLimit:
     ops_burst: int = 0
 
 
+Aio = Literal["auto", "threads", "native", "io_uring"]
+
+
 @dataclass(frozen=True)
 class BlockDevice:
     """A disk backed by an image file or a block device.
@@ -45,6 +48,10 @@ class BlockDevice:
         flush: the guest's flushes reach the disk; without, a host crash may lose writes.
         aio: how the VMM does the I/O; ``auto`` is its own choice.
         limit: how fast it may go; None for no limit.
+        queues: request queues of a virtio disk; 0 is the VMM's own number.
+        queue_size: entries of each; 0 is the VMM's own number.
+        logical_sector: bytes of the smallest request; 0 for 512.
+        physical_sector: bytes the guest should write at a time; 0 for 512.
         bus: a virtio disk of its own, or one of the VM's SCSI controller
             (``VmSpec.scsi``), which uses up no slot.
     """
@@ -57,8 +64,12 @@ class BlockDevice:
     shared: bool = False
     discard: bool = True
     flush: bool = True
-    aio: Literal["auto", "threads", "native", "io_uring"] = "auto"
+    aio: Aio = "auto"
     limit: RateLimit | None = None
+    queues: int = 0
+    queue_size: int = 0
+    logical_sector: int = 0
+    physical_sector: int = 0
     bus: Literal["virtio", "scsi"] = "virtio"
 
 

@@ -31,6 +31,7 @@ class Rollback:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._steps: list[_Step] = []
+        self._unwinding = trio.Lock()
 
     def push(
         self, what: str, undo: Callable[[], Awaitable[object]], *, timeout: float = 10.0
@@ -45,14 +46,22 @@ class Rollback:
         self._steps.append(_Step(what, undo, timeout))
 
     async def unwind(self) -> None:
-        """Undo everything remembered, last first, and forget it."""
+        """Undo everything remembered, last first, and forget it.
+
+        Who calls it while another unwinds waits for that one: what comes after, such as
+        the VM's end, must find everything undone.
+        """
         with trio.CancelScope(shield=True):
-            while self._steps:
-                step = self._steps.pop()
-                with trio.move_on_after(step.timeout) as scope:
-                    try:
-                        await step.undo()
-                    except Exception as err:
-                        self._log.warning(f"could not undo {step.what}: {err!r}")
-                if scope.cancelled_caught:
-                    self._log.warning(f"undoing {step.what} took over {step.timeout:g} s: left")
+            async with self._unwinding:
+                await self._unwind()
+
+    async def _unwind(self) -> None:
+        while self._steps:
+            step = self._steps.pop()
+            with trio.move_on_after(step.timeout) as scope:
+                try:
+                    await step.undo()
+                except Exception as err:
+                    self._log.warning(f"could not undo {step.what}: {err!r}")
+            if scope.cancelled_caught:
+                self._log.warning(f"undoing {step.what} took over {step.timeout:g} s: left")

@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from shim.config.model import Config
     from vmm.image.store import GuestImage, KernelKind
 
-_BUILD = "run `katapy image build`"
-
 
 def guest(config: Config) -> Iterable[Finding]:
     """The guest's kernel and image are there, and hold this version's agent."""
     from vmm.image.build import agent_key
+    from vmm.image.store import build_command
 
     vm = config.hypervisor
     for key, path in (("kernel", vm.kernel), ("initrd", vm.initrd), ("image", vm.image)):
@@ -31,17 +30,18 @@ def guest(config: Config) -> Iterable[Finding]:
             yield Finding(f"guest {key}", Level.FAIL, f"no file at {path}", advice)
     if vm.kernel is not None and vm.image is not None:
         return
+    build = f"run `{build_command(kernel_kind(config), config.katapy.guest_arch)}`"
     try:
         image = built_image(config)
     except ImageError as error:
-        yield Finding("guest image", Level.FAIL, str(error), _BUILD)
+        yield Finding("guest image", Level.FAIL, str(error), build)
         return
     text = f"{image.kind} kernel {image.kernel_release}, {image.rootfs}"
     if image.agent_key == agent_key():
         yield Finding("guest image", Level.OK, text)
     else:
         text += " holds the agent of another version"
-        yield Finding("guest image", Level.WARN, text, _BUILD)
+        yield Finding("guest image", Level.WARN, text, build)
 
 
 def built_image(config: Config) -> GuestImage:

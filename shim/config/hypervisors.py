@@ -24,6 +24,8 @@ _MAX_VCPUS = 1024
 _MAX_MIB = 64 << 20
 _MAX_ROOT_PORTS = 64
 _MAX_QUEUES = 16
+_MAX_DISK_QUEUES = 64
+_MAX_QUEUE_SIZE = 1024
 _MAX_RATE = 1 << 40  # bits per second
 _FIRECRACKER_VCPUS = 32
 
@@ -51,6 +53,7 @@ class Hypervisor:
         None, rules.found_path("the guest image built by `katapy image build`")
     )
     kernel_params: str = key("", rules.text())
+    guest_hook_path: Path | None = key(None, rules.found_path("no hooks of the image's"))
 
     default_vcpus: float = key(1.0, rules.number(-1, _MAX_VCPUS, _HOST_CPUS))
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))
@@ -72,6 +75,11 @@ class Hypervisor:
     disk_rate_limiter_ops_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "per second"))
     disk_rate_limiter_ops_one_time_burst: int = key(0, rules.integer(0, _MAX_RATE))
     enable_hugepages: bool = key(False, rules.flag())
+    enable_guest_swap: bool = key(False, rules.flag())
+    # Kata's is below /run, which is the host's memory.
+    guest_swap_path: Path = key(Path("/var/lib/katapy/swap"), rules.path())
+    guest_swap_size_percent: int = key(100, rules.integer(0, 1000, "percent of the memory"))
+    guest_swap_create_threshold_secs: int = key(60, rules.integer(0, 86400, "seconds"))
     rx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     tx_rate_limiter_max_rate: int = key(0, rules.integer(0, _MAX_RATE, "bits per second"))
     enable_debug: bool = key(False, rules.flag())
@@ -134,6 +142,13 @@ class Qemu(SharingHypervisor):
         "virtio-blk",
         rules.choice("virtio-blk", "virtio-blk-pci", "virtio-blk-ccw", "virtio-scsi"),
     )
+    # "auto" is ours: what QEMU does unless told, threads.
+    block_device_aio: str = key("auto", rules.choice("auto", "threads", "native", "io_uring"))
+    block_device_cache_noflush: bool = key(False, rules.flag())
+    block_device_logical_sector_size: int = key(0, rules.sector_size())
+    block_device_physical_sector_size: int = key(0, rules.sector_size())
+    num_queues: int = key(0, rules.integer(0, _MAX_DISK_QUEUES))
+    queue_size: int = key(0, rules.integer(0, _MAX_QUEUE_SIZE))
     # Go's runtime says it by disable_image_nvdimm; the default is that of runtime-rs's
     # other VMMs, as a disk needs no room in the guest's address space.
     vm_rootfs_driver: str = key(
@@ -165,6 +180,8 @@ class Firecracker(Hypervisor):
     block_device_cache_direct: bool = key(
         False, rules.only(False, "Firecracker always uses the host's page cache")
     )
+    block_device_aio: str = key("auto", rules.choice("auto", "threads", "io_uring"))
+    block_device_cache_noflush: bool = key(False, rules.flag())
     disable_block_device_use: bool = key(
         False, rules.only(False, "Firecracker has no other way for files into the guest")
     )
@@ -180,6 +197,8 @@ class CloudHypervisor(SharingHypervisor):
 
     name: ClassVar[Name] = "clh"
 
+    num_queues: int = key(0, rules.integer(0, _MAX_DISK_QUEUES))
+    queue_size: int = key(0, rules.integer(0, _MAX_QUEUE_SIZE))
     disable_seccomp: bool = key(False, rules.flag())
 
 

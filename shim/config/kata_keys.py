@@ -20,12 +20,8 @@ _OFF: Inert = (False, 0, "", [])
 _HYPERVISOR: dict[str, Inert] = {
     **dict.fromkeys(
         (
-            "block_device_cache_noflush",
             "block_device_cache_set",
-            "block_device_logical_sector_size",
-            "block_device_physical_sector_size",
             "confidential_guest",
-            "enable_guest_swap",
             "enable_iommu_platform",
             "enable_iothreads",
             "enable_mem_prealloc",
@@ -36,7 +32,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "firmware",
             "firmware_volume",
             "guest_extension_images",
-            "guest_hook_path",
             "guest_memory_dump_paging",
             "indep_iothreads",
             "kernel_verity_params",
@@ -64,7 +59,6 @@ _HYPERVISOR: dict[str, Inert] = {
         ),
         _OFF,
     ),
-    "block_device_aio": ("", "io_uring", "threads"),
     "cpu_features": ("", "pmu=off"),
     "default_bridges": (0, 1),
     "disable_guest_selinux": None,
@@ -73,14 +67,9 @@ _HYPERVISOR: dict[str, Inert] = {
     "disable_nesting_checks": None,
     "disable_selinux": None,
     "entropy_source": ("", "/dev/urandom"),
-    "guest_swap_create_threshold_secs": (0, 60),
-    "guest_swap_path": ("", "/run/kata-containers/swap"),
-    "guest_swap_size_percent": (0, 100),
     "hotplug_vfio_on_root_bus": (False,),
     "memory_slots": (0, 10),
-    "num_queues": (0, 1),
     "overhead_vcpus": (0, 0.2),
-    "queue_size": (0, 128),
     "rootfs_type": ("", "erofs"),
     "template_path": ("", "/run/vc/vm/template"),
     # These only fence in pod annotations that have no effect yet.
@@ -90,6 +79,9 @@ _HYPERVISOR: dict[str, Inert] = {
 }
 
 # Kata's sections have one set of keys, whoever the hypervisor is.
+_SECTORS: dict[str, Inert] = dict.fromkeys(
+    ("block_device_logical_sector_size", "block_device_physical_sector_size"), _OFF
+)
 _QEMU_ONLY: dict[str, Inert] = {
     # Disks are virtio-blk on what the machine has: PCI, or MMIO.
     "block_device_driver": ("", "virtio-blk", "virtio-blk-pci", "virtio-blk-mmio", "virtio-mmio"),
@@ -132,7 +124,6 @@ _AGENT: dict[str, Inert] = {
             "compact_psi_percent_limit",
             "compact_sec_max",
             "compact_threshold",
-            "container_pipe_size",
             "create_container_timeout",
             "debug_console_enabled",
             "dial_timeout_ms",
@@ -181,12 +172,19 @@ NOT_YET: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
             **_HYPERVISOR,
             **_QEMU_ONLY,
             **_SHARING_ONLY,
+            **_SECTORS,
+            "num_queues": (0, 1),
+            "queue_size": (0, 128),
             "valid_jailer_paths": None,
         },
         "hypervisor.clh": {
             **_HYPERVISOR,
             **_QEMU_ONLY,
             **_JAILER,
+            **_SECTORS,
+            # It chooses the way of its I/O itself.
+            "block_device_aio": ("", "auto", "io_uring", "threads"),
+            "block_device_cache_noflush": _OFF,
             "disable_nested_virtualization": _OFF,
             "hypervisor_loglevel": (0, 1),
             "valid_ctlpaths": None,

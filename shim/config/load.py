@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shim.config.hypervisors import NAMES, AnyHypervisor
+from shim.config.hypervisors import NAMES, AnyHypervisor, Qemu
 from shim.config.kata_keys import ALIASES, NOT_YET, SECTION_ALIASES, SECTIONS_NOT_YET
 from shim.config.model import SECTIONS, Config
 from shim.config.rules import Refused, rule_of
@@ -181,6 +181,11 @@ def check(config: Config) -> None:
             source = config.origins[f"{vm.section}.{high}"]
             accepts = f"0 for the host's, or at least {low}, which is {least:g} {unit}"
             raise _wrong(source, vm.section, high, most, accepts)
+    native = isinstance(vm, Qemu) and vm.block_device_aio == "native"
+    if native and not vm.block_device_cache_direct:
+        source = config.origins[f"{vm.section}.block_device_aio"]
+        accepts = "native together with block_device_cache_direct = true, as QEMU wants it"
+        raise _wrong(source, vm.section, "block_device_aio", "native", accepts)
 
 
 def _wrong(source: str, section: str, name: str, value: object, accepts: str) -> ConfigError:

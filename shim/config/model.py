@@ -29,6 +29,8 @@ class Agent:
 
     dial_timeout: int = key(45, rules.integer(1, 3600, "seconds"))
     kernel_modules: tuple[str, ...] = key((), rules.texts())
+    # 0 is the agent's own, which is large already.
+    container_pipe_size: int = key(0, rules.integer(0, 1 << 24, "bytes"))
     enable_debug: bool = key(False, rules.flag())
 
 

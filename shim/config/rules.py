@@ -141,6 +141,19 @@ def path() -> Rule[Path]:
     return Rule('an absolute path, such as "/var/cache/katapy"', _absolute)
 
 
+def sector_size() -> Rule[int]:
+    """Accept a disk's sector size in bytes, or 0 for the usual one."""
+
+    def convert(value: object) -> int:
+        if value == 0 and value is not False:
+            return 0
+        if isinstance(value, int) and 512 <= value <= 32768 and not value & (value - 1):
+            return value
+        raise Refused
+
+    return Rule("0, or a power of two from 512 to 32768 (bytes)", convert)
+
+
 def found_path(how: str) -> Rule[Path | None]:
     """Accept an absolute path, or "" (None) to have it found; ``how`` says where."""
 

@@ -43,7 +43,7 @@ _RUNTIME = frozenset(
         "vfio_mode",
     )
 )
-_AGENT = frozenset(("kernel_modules",))
+_AGENT = frozenset(("container_pipe_size", "kernel_modules"))
 _KATAPY = frozenset(("socket_directories",))
 
 # What protects the host from pods is no pod's to change, whatever the patterns match.
@@ -53,6 +53,7 @@ _HOST_ONLY = frozenset(
         "enable_annotations",
         "enable_debug",
         "guest_memory_dump_path",
+        "guest_swap_path",
         "rootless",
         "seccompsandbox",
         "valid_hypervisor_paths",

@@ -76,7 +76,7 @@ def make_place(
         means: what volumes are made with.
         log: the shim's log.
     """
-    resources = PodResources(vm, cgroup, config, publish, log)
+    resources = PodResources(vm, cgroup, config, means.ledger, publish, log)
     volumes = PodVolumes(vm, share, config, means, log)
     vfio = PodVfio(vm, config, log)
     files = ContainerFiles(config, vm, share, volumes, vfio, means.ledger)

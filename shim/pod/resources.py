@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
+
 from shim.cgroup.pod_cgroup import PodCgroup
+from shim.cleanup.ledger import Ledger
 from shim.config.model import Config
 from shim.events import Publish, TaskOOM
 from shim.log import Log
 from shim.pod.container import Container
+from shim.pod.guest_swap import GuestSwap
 from shim.pod.process import LOST_EXIT_STATUS, OOM_EXIT_STATUS, Process
 from shim.pod.size import PodSize
 from shim.pod.vm import PodVm
@@ -25,12 +29,19 @@ class PodResources:
         vm: the running VM.
         cgroup: its cgroup on the host, None when it has none.
         config: the effective configuration.
+        ledger: takes what is made before it is.
         publish: takes the OOM events.
         log: the shim's log.
     """
 
     def __init__(
-        self, vm: PodVm, cgroup: PodCgroup | None, config: Config, publish: Publish, log: Log
+        self,
+        vm: PodVm,
+        cgroup: PodCgroup | None,
+        config: Config,
+        ledger: Ledger,
+        publish: Publish,
+        log: Log,
     ) -> None:
         spec = vm.hypervisor.spec
         self._vm = vm
@@ -39,6 +50,7 @@ class PodResources:
         self._log = log
         self._score = OomScore()
         self._pinning = CpuPinning(log) if config.runtime.enable_vcpus_pinning else None
+        self._swap = GuestSwap(vm, config, ledger, log)
         self._size = PodSize(
             vm.hypervisor,
             vm.agent,
@@ -51,21 +63,25 @@ class PodResources:
 
     async def run(self) -> None:
         """Give back what ended containers leave, for as long as the VM runs."""
-        await self._size.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._size.run)
+            nursery.start_soon(self._swap.run)
 
     async def admit(self, container_id: str, spec: dict[str, Any]) -> str:
         """Make room for a container that is about to be created.
 
         Args:
             container_id: its id.
-            spec: its OCI spec.
+            spec: its OCI spec; gets the limit of the swap space it asks for.
 
         Returns:
             The guest's CPUs that stand for those it is bound to, empty for any.
 
         Raises:
             ResourceExhausted: the VM did not get the memory.
+            InvalidArgument: an annotation's value is wrong.
         """
+        await self._swap.admit(container_id, spec)
         cpus = await self._size.admit(container_id, counted_resources(spec))
         if not is_sandbox(spec):
             self._score.admit(container_id, spec, self._pids())
@@ -74,6 +90,7 @@ class PodResources:
 
     async def release(self, container_id: str) -> None:
         """Forget a container that is gone."""
+        self._swap.release(container_id)
         self._size.release(container_id)
         self._score.release(container_id, self._pids())
 

@@ -133,6 +133,8 @@ def plan_vm(
     arguments = [kernel_args, flags, "swiotlb=noforce", f"katapy.channel={channel}"]
     if not vm.enable_debug:
         arguments.append(_FEW_MESSAGES)
+    if config.agent.container_pipe_size:
+        arguments.append(f"agent.container_pipe_size={config.agent.container_pipe_size}")
     if config.agent.enable_debug:
         arguments.append("agent.log=debug")
     arguments.append(vm.kernel_params)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from shim.config.hypervisors import Qemu
-from vmm.spec import BlockDevice, RateLimit
+from shim.config.hypervisors import CloudHypervisor, Firecracker, Qemu
+from vmm.spec import Aio, BlockDevice, RateLimit
 
 if TYPE_CHECKING:
     from shim.config.hypervisors import AnyHypervisor
@@ -39,7 +40,7 @@ def disk(
         serial: what the guest reads as serial number.
     """
     scsi = isinstance(vm, Qemu) and vm.block_device_driver == "virtio-scsi"
-    return BlockDevice(
+    made = BlockDevice(
         device_id,
         Path(path),
         read_only=read_only,
@@ -49,6 +50,21 @@ def disk(
         limit=rate_limit(vm),
         bus="scsi" if scsi else "virtio",
     )
+    if isinstance(vm, (Qemu, Firecracker)):
+        made = replace(
+            made,
+            aio=cast("Aio", vm.block_device_aio),
+            flush=not vm.block_device_cache_noflush,
+        )
+    if isinstance(vm, (Qemu, CloudHypervisor)) and not scsi:
+        made = replace(made, queues=vm.num_queues, queue_size=vm.queue_size)
+    if isinstance(vm, Qemu):
+        made = replace(
+            made,
+            logical_sector=vm.block_device_logical_sector_size,
+            physical_sector=vm.block_device_physical_sector_size,
+        )
+    return made
 
 
 def rate_limit(vm: AnyHypervisor) -> RateLimit | None:

@@ -71,17 +71,30 @@ def test_ports_beyond_those_that_are_always_there(ctr: Ctr, configured: Configur
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_disks_past_the_host_s_page_cache(
+def test_how_disks_are_read_and_written(
     ctr: Ctr, configured: Configured, image: Path, series: str, direct: bool
 ) -> None:
     if series == "1.6":
         pytest.skip("containerd 1.6 has no blockfile snapshotter")
     local = ["--local"] if series.startswith("2.") else []
     ctr.ok("images", "import", *local, "--snapshotter", "blockfile", image)
-    sections = f"[hypervisor.qemu]\nblock_device_cache_direct = {str(direct).lower()}"
+    sections = f"""
+[hypervisor.qemu]
+block_device_cache_direct = {str(direct).lower()}
+block_device_aio = "{"native" if direct else "io_uring"}"
+block_device_physical_sector_size = 4096
+queue_size = 32
+"""
     options = ["--snapshotter", "blockfile", *configured(sections)]
-    vmm = vmm_of(ctr, ctr.start("sleep", "1000", options=options))
-    assert direct == any("blockfile" in path for path in _opened_directly(vmm.pid))
+    name = ctr.start("sleep", "1000", options=options)
+    assert direct == any("blockfile" in path for path in _opened_directly(vmm_of(ctr, name).pid))
+    script = """
+set -- $(grep ' / ' /proc/mounts)
+cd /sys/block/${1##*/}/queue
+cat physical_block_size nr_requests"""
+    sector, requests = ctr.exec(name, "sh", "-c", script).text.split()
+    assert sector == "4096"
+    assert int(requests) in (32, 64)  # an I/O scheduler has room for twice as many
 
 
 def _opened_directly(pid: int) -> Iterator[str]:

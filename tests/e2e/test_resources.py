@@ -119,6 +119,31 @@ def test_sized_at_the_start_and_freed_memory_goes_back(
     )
 
 
+def test_swap_space(ctr: Ctr, configured: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+    files = tmp_path / "swap"
+    config = configured(f"""{SMALL}
+enable_guest_swap = true
+guest_swap_path = "{files}"
+guest_swap_size_percent = 50
+guest_swap_create_threshold_secs = 1
+""")
+    marks = []
+    for key, value in (("swappiness", "60"), ("swap_in_bytes", str(128 * MIB))):
+        marks += ["--annotation", f"io.katacontainers.container.resource.{key}={value}"]
+    limit = ["--memory-limit", str(64 * MIB)]
+    name = ctr.start("sleep", "1000", options=[*config, *CGROUPS, *limit, *marks])
+    assert _limit(ctr, name, "memory.swap.max") == str(64 * MIB)
+    # One buffer of more than the container's memory.
+    assert ctr.exec(name, "dd", "if=/dev/zero", "of=/dev/null", "bs=90M", "count=1").code == 0
+
+    def all_of_it() -> bool:
+        _, *rows = ctr.exec(name, "cat", "/proc/swaps").text.splitlines()
+        return sum(int(row.split()[2]) for row in rows) // 1024 in (127, 128)
+
+    eventually(all_of_it, "the swap space of the VM", timeout=30)
+    assert not list(files.iterdir())
+
+
 def test_fixed_size(ctr: Ctr, configured: Callable[[str], tuple[str, str]]) -> None:
     config = configured(f"{SMALL}\n[runtime]\nstatic_sandbox_resource_mgmt = true")
     name = ctr.start("sleep", "1000", options=[*config, *CGROUPS, "--cpus", "2"])

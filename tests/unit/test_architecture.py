@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.pod.disks",
         "shim.pod.vfio",
     ),
-    ("shim.pod.vm", "shim.pod.size"),
+    ("shim.pod.vm", "shim.pod.size", "shim.pod.guest_swap"),
     ("shim.pod.pause", "shim.pod.files", "shim.pod.life", "shim.pod.stats"),
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),
     (
@@ -60,7 +60,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shim.pod.vfio_groups",
         "shim.pod.unplug",
     ),
-    ("shim.sizing.vm_size", "shim.cgroup", "shim.sizing.cpu_pinning", "shim.sizing.oom_score"),
+    (
+        "shim.sizing.vm_size",
+        "shim.sizing.swap",
+        "shim.cgroup",
+        "shim.sizing.cpu_pinning",
+        "shim.sizing.oom_score",
+    ),
     ("shim.config", "shim.metrics"),
     ("vmm.hypervisor",),
     ("shim.ttrpc",),

@@ -93,6 +93,8 @@ def _disk(device: BlockDevice, name: str, features: Features) -> Body:
         raise InvalidConfig(f"{device.id}: Cloud Hypervisor chooses the way of its I/O itself")
     if not device.flush:
         raise InvalidConfig(f"{device.id}: Cloud Hypervisor's disks always flush")
+    if device.logical_sector or device.physical_sector:
+        raise InvalidConfig(f"{device.id}: Cloud Hypervisor's disks have sectors of the file's")
     if device.shared and not device.read_only:
         raise InvalidConfig(f"{device.id}: Cloud Hypervisor locks what is not read-only")
     body: Body = {"id": name, "path": str(device.path), "readonly": device.read_only}
@@ -100,6 +102,10 @@ def _disk(device: BlockDevice, name: str, features: Features) -> Body:
         body["direct"] = True
     if device.serial:
         body["serial"] = device.serial
+    if device.queues:
+        body["num_queues"] = device.queues
+    if device.queue_size:
+        body["queue_size"] = device.queue_size
     if features.has("image_type"):
         # A guest could write another format's header into an image whose type is guessed.
         body["image_type"] = "Raw"

@@ -82,6 +82,8 @@ def check_disk(device: BlockDevice) -> None:
         raise InvalidConfig(f"{device.id}: Firecracker can't bypass the host's page cache")
     if device.serial:
         raise InvalidConfig(f"{device.id}: Firecracker makes the disk's serial number itself")
+    if device.queues or device.queue_size or device.logical_sector or device.physical_sector:
+        raise InvalidConfig(f"{device.id}: Firecracker's disks have one queue and small sectors")
     if device.aio == "native":
         raise InvalidConfig(f"{device.id}: Firecracker does I/O by threads or io_uring")
 

@@ -84,12 +84,26 @@ def find_image(
             architecture or host_architecture()
         ):
             return image
-    option = f" --kernel {kernel}" if kernel else ""
     what = f"guest image with the {kernel} kernel" if kernel else "guest image"
     if architecture and architecture != host_architecture():
-        option += f" --arch {architecture}"
         what = f"{architecture} {what}"
-    raise ImageError(f"no {what} in {cache_dir}; build one with: katapy image build{option}")
+    command = build_command(kernel, architecture)
+    raise ImageError(f"no {what} in {cache_dir}; build one with: {command}")
+
+
+def build_command(kernel: KernelKind | None = None, architecture: str = "") -> str:
+    """Return the command that builds an image, as a user types it.
+
+    Args:
+        kernel: the kernel it is to have; None for the default one.
+        architecture: as ``uname -m`` says it; empty is the host's.
+    """
+    command = "katapy image build"
+    if kernel:
+        command += f" --kernel {kernel}"
+    if architecture and architecture != host_architecture():
+        command += f" --arch {architecture}"
+    return command
 
 
 def image_directory(cache_dir: Path, kind: KernelKind, architecture: str, key: str) -> Path:

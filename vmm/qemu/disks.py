@@ -94,9 +94,17 @@ def _block(device: BlockDevice, name: str, transport: Transport) -> Recipe:
     front: dict[str, Any] = {"drive": node_name(name)}
     if device.serial:
         front["serial"] = device.serial
+    if device.logical_sector:
+        front["logical_block_size"] = device.logical_sector
+    if device.physical_sector:
+        front["physical_block_size"] = device.physical_sector
     if device.bus == "scsi":
         front |= {"bus": SCSI_BUS, "channel": 0}
         return Recipe(name, (step, device_step(name, "scsi-hd", front)), needs_slot=False)
+    if device.queues:
+        front["num-queues"] = device.queues
+    if device.queue_size:
+        front["queue-size"] = device.queue_size
     return Recipe(name, (step, virtio_step(name, "blk", transport, front)))
 
 

@@ -210,6 +210,7 @@ def test_bad_specs(spec: VmSpec, disk: Path) -> None:
         ),
         ({"devices": (BlockDevice("d", disk, serial="x"),)}, InvalidConfig, "serial number"),
         ({"devices": (BlockDevice("d", disk, aio="native"),)}, InvalidConfig, "io_uring"),
+        ({"devices": (BlockDevice("d", disk, queues=2),)}, InvalidConfig, "one queue"),
         ({"devices": (BlockDevice("d", disk.parent),)}, InvalidConfig, "no disk image"),
         ({"cmdline": "x" * 2048}, InvalidConfig, "over 2047 bytes"),
         (

@@ -227,6 +227,20 @@ def test_two_hypervisors_and_no_word_which(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+def test_linux_aio_wants_direct_disks(tmp_path: Path) -> None:
+    text = '[hypervisor.qemu]\nblock_device_aio = "native"\n'
+    with pytest.raises(ConfigError, match="together with block_device_cache_direct = true"):
+        load(write(tmp_path / "config.toml", text))
+    load(write(tmp_path / "config.toml", f"{text}block_device_cache_direct = true"))
+
+
+@pytest.mark.parametrize("size", ["513", "true", "65536"])
+def test_a_sector_size_is_a_power_of_two(tmp_path: Path, size: str) -> None:
+    text = f"[hypervisor.qemu]\nblock_device_logical_sector_size = {size}"
+    with pytest.raises(ConfigError, match="power of two"):
+        load(write(tmp_path / "config.toml", text))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

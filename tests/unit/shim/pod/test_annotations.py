@@ -78,12 +78,14 @@ def test_the_runtime_and_the_agent_need_no_leave() -> None:
             "io.katacontainers.config.runtime.create_container_timeout": "7",
             "io.katacontainers.config.runtime.disable_guest_seccomp": "true",
             "io.katacontainers.config.agent.kernel_modules": "e1000 a=b; i915",
+            "io.katacontainers.config.agent.container_pipe_size": "65536",
         },
         no_warning,
     )
     assert config.runtime.create_container_timeout == 7
     assert config.runtime.disable_guest_seccomp
     assert config.agent.kernel_modules == ("e1000 a=b", "i915")
+    assert config.agent.container_pipe_size == 65536
 
 
 def test_an_annotation_that_is_not_enabled() -> None:

@@ -48,7 +48,7 @@ class Case:
             streams=Streams(),
         )
 
-    def ended_container(self) -> Container:
+    def ended_container(self, container_id: str = "c") -> Container:
         """One that is there and has ended; undoing it takes a while."""
         cleanup = Rollback(LOG)
 
@@ -56,10 +56,12 @@ class Case:
             await trio.sleep(UNDO_SECONDS)
 
         cleanup.push("a thing", undo, timeout=2 * UNDO_SECONDS)
-        made = Container(CreateContainer("c", "/b"), self.sandbox, 77, cleanup, self.events.append)
+        made = Container(
+            CreateContainer(container_id, "/b"), self.sandbox, 77, cleanup, self.events.append
+        )
         made.init.lifecycle.move(ProcessState.CREATED)
         made.init.ended(Exit(3, 4), announce=True)
-        self.sandbox._containers["c"] = made
+        self.sandbox._containers[container_id] = made
         return made
 
 
@@ -135,3 +137,15 @@ async def test_a_failing_supervision_ends_its_process_and_not_the_pod(
     await trio.testing.wait_all_tasks_blocked()
     case.sandbox._vm = None
     await case.sandbox.stop()
+
+
+async def test_containers_are_undone_at_once_when_the_pod_stops(
+    case: Case, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(case.sandbox.run)
+    for name in ("one", "two", "three"):
+        case.ended_container(name)
+    started = trio.current_time()
+    await case.sandbox.stop()
+    assert trio.current_time() - started == UNDO_SECONDS
+    assert case.sandbox.containers == {}
