@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -29,7 +29,7 @@ from shim.storage.host_socket import HostSocket
 from shim.storage.socket_proxy import Owner, SocketProxy
 from shim.storage.sync import FileChange
 from shim.ttrpc import status
-from shim.ttrpc.client import Client, open_client
+from shim.ttrpc.client import Client
 from shim.ttrpc.durations import Durations
 from shim.ttrpc.service import stub
 from shim.ttrpc.status import TtrpcError
@@ -476,30 +476,3 @@ class Agent:
         if "stdio-stream" in self.features:
             return StreamChannel(self._client, container_id, exec_id)
         return KataChannel(self._kata, container_id, exec_id, terminal=terminal)
-
-
-@asynccontextmanager
-async def connect(
-    stream: trio.SocketStream, timeout: float = HEALTH_TIMEOUT_S
-) -> AsyncGenerator[Agent, None]:
-    """Speak to the agent at the other end of a connected stream.
-
-    Args:
-        stream: a byte stream to the agent, any channel preface already done.
-        timeout: seconds until its first answer.
-
-    Yields:
-        The agent, which has answered once.
-    """
-    async with open_client(stream) as client:
-        extension: Any = stub(client, extension_pb2.DESCRIPTOR.services_by_name["Extension"])
-        try:
-            hello = await extension.Hello(extension_pb2.HelloRequest(), timeout=timeout)
-        except TtrpcError as err:
-            if err.code != status.UNIMPLEMENTED:
-                raise
-            agent = Agent(client, frozenset(), {})
-            await agent.check(timeout)
-        else:
-            agent = Agent(client, frozenset(hello.features), dict(hello.boot_stamps))
-        yield agent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from shim import agent
+from shim import agent_session
 from shim.bench.busybox import busybox_archive
 from shim.bench.figures import KATAPY, Figures
 from shim.bench.world import World
@@ -97,7 +97,7 @@ async def _init_runs(vm: QemuHypervisor) -> Seen:
 
 async def _agent_answers(vm: QemuHypervisor) -> Seen:
     await vm.boot()
-    async with agent.connect(await vm.dial_agent(_TIMEOUT), _TIMEOUT) as answering:
+    async with agent_session.connect(await vm.dial_agent(_TIMEOUT), _TIMEOUT) as answering:
         answered = time.perf_counter()
         memory = {name: int(value) for name, value in _MEMORY.findall(await answering.metrics())}
         used = (memory["mem_total"] - memory["mem_free"]) / 2**20

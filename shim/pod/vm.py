@@ -14,7 +14,8 @@ from typing import Protocol
 import trio
 
 from protos.kata import agent_pb2
-from shim.agent import Agent, connect
+from shim.agent import Agent
+from shim.agent_session import connect
 from shim.errors import Unavailable
 from shim.log import Log
 from shim.net.pod_network import PodNetwork

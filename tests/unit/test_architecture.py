@@ -56,6 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shim.pod.container", "shim.pod.process", "shim.pod.hooks", "shim.pod.stand_in"),
     (
         "shim.agent",
+        "shim.agent_session",
         "shim.pod.annotations",
         "shim.guest_connection",
         "shim.net",

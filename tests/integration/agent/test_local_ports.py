@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from shim.agent import connect
+from shim.agent_session import connect
 from shim.log import Log
 from shim.net import local_ports
 from shim.net.local_ports import LocalPorts

@@ -22,6 +22,7 @@ def test_which_end_it_was(timeout_ns: int, code: int) -> None:
     loop = Loop()
     answers = FrameDecoder()
     codes: list[int] = []
+    answered, called = Event(loop), Event(loop)
 
     async def write(_session: Session, parts: list[bytes | memoryview | Spliced]) -> None:
         for part in parts:
@@ -29,6 +30,7 @@ def test_which_end_it_was(timeout_ns: int, code: int) -> None:
             for _stream, _kind, _flags, payload in answers.feed(part):
                 assert payload is not None
                 codes.append(lite.decode(tables.Response, payload)["status"]["code"])
+                answered.set()
 
     async def main() -> None:
         async with Nursery(loop) as nursery:
@@ -36,6 +38,7 @@ def test_which_end_it_was(timeout_ns: int, code: int) -> None:
             never = Event(loop)
 
             async def wait(_request: object) -> None:
+                called.set()
                 await never.wait()
 
             server.add(
@@ -46,7 +49,7 @@ def test_which_end_it_was(timeout_ns: int, code: int) -> None:
             request = {"service": _SERVICE, "method": _METHOD, "timeout_nano": timeout_ns}
             frame = encode_frame(1, REQUEST, 0, lite.encode(tables.Request, request))
             Session(server, write).received(frame)
-            await loop.sleep(0.05)
+            await (answered if timeout_ns else called).wait()
             nursery.cancel()
 
     loop.run(main())
