@@ -91,6 +91,8 @@ class Sandbox:
             if self._owns_machine:
                 await self._own_machine(request)
             self._points = await self._storages.add_all(request["storages"])
+            if request["guest_hook_path"]:
+                self._find_hooks(request["guest_hook_path"])
         except BaseException:
             self.id = None
             raise
@@ -110,6 +112,13 @@ class Sandbox:
             mount(_RESOLV_CONF, "/etc/resolv.conf", "bind", [])
         for name, value in request["sysctl"].items():
             set_sysctl(name, value)
+
+    def _find_hooks(self, directory: str) -> None:
+        from . import guest_hooks  # few images have any
+
+        self._containers.hooks = guest_hooks.find(directory)
+        if not self._containers.hooks:
+            log("warn", "the image has no hooks there", path=directory)
 
     async def destroy(self, _request: Message) -> None:
         """DestroySandbox; the agent ends once the answer is out."""

@@ -35,7 +35,15 @@ _EVERY_DEVICE = "io.katapy.every-device"  # set by the shim for privileged conta
 class Containers:
     """The containers of the sandbox, and the RPCs about them."""
 
-    __slots__ = ("_containers", "_namespaces", "_oom", "_oom_arrived", "_runtime", "_storages")
+    __slots__ = (
+        "_containers",
+        "_namespaces",
+        "_oom",
+        "_oom_arrived",
+        "_runtime",
+        "_storages",
+        "hooks",
+    )
 
     # Calls that only wait or read; they end with their connection.
     WAITS = frozenset({"WaitProcess", "ReadStdout", "ReadStderr", "GetOOMEvent"})
@@ -47,6 +55,7 @@ class Containers:
         self._namespaces = SharedNamespaces()
         self._oom: deque[str] = deque(maxlen=_OOM_BACKLOG)
         self._oom_arrived = Event(runtime.loop)
+        self.hooks: dict[str, list[dict[str, Any]]] = {}  # of the guest's image, by kind
 
     @property
     def handlers(self) -> dict[str, Any]:
@@ -110,6 +119,11 @@ class Containers:
             given = bool(request["devices"]) or not request["oci_spec_json"]
             if container.annotation(_EVERY_DEVICE):
                 devices.add_nodes_of_guest(spec)
+                given = True
+            if self.hooks:
+                from . import guest_hooks
+
+                guest_hooks.add(spec, self.hooks)
                 given = True
             if given:
                 config = jsonlite.dumps(spec).encode()

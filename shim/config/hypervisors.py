@@ -53,6 +53,7 @@ class Hypervisor:
         None, rules.found_path("the guest image built by `katapy image build`")
     )
     kernel_params: str = key("", rules.text())
+    guest_hook_path: Path | None = key(None, rules.found_path("no hooks of the image's"))
 
     default_vcpus: float = key(1.0, rules.number(-1, _MAX_VCPUS, _HOST_CPUS))
     default_maxvcpus: int = key(0, rules.integer(0, _MAX_VCPUS))

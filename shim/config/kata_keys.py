@@ -32,7 +32,6 @@ _HYPERVISOR: dict[str, Inert] = {
             "firmware",
             "firmware_volume",
             "guest_extension_images",
-            "guest_hook_path",
             "guest_memory_dump_paging",
             "indep_iothreads",
             "kernel_verity_params",

@@ -206,6 +206,7 @@ class PodBuilder:
             dns=settings.dns,
             sysctls=settings.sysctls,
             kernel_modules=self._config.agent.kernel_modules,
+            guest_hook_path=str(self._config.hypervisor.guest_hook_path or ""),
             dial_timeout=float(self._config.agent.dial_timeout),
             log_console=self._config.hypervisor.enable_debug,
         )

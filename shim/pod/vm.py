@@ -56,6 +56,7 @@ class PodVmPlan:
         dns: lines of the guest's resolv.conf.
         sysctls: kernel settings of the pod by dotted name.
         kernel_modules: lines of ``name key=value…`` the guest loads.
+        guest_hook_path: directory of the guest's image with hooks for each container, or "".
         dial_timeout: seconds from boot to the agent's first answer.
         log_console: copy the guest's console and the VMM's messages into the log.
         network: the pod's network; None when it has none.
@@ -69,6 +70,7 @@ class PodVmPlan:
     dns: tuple[str, ...]
     sysctls: Mapping[str, str]
     kernel_modules: tuple[str, ...]
+    guest_hook_path: str
     dial_timeout: float
     log_console: bool = False
     network: PodNetwork | None = None
@@ -159,6 +161,7 @@ class PodVm:
                     sysctls=self._plan.sysctls if "sysctl" in agent.features else {},
                     storages=self._plan.storages,
                     kernel_modules=self._plan.kernel_modules,
+                    guest_hook_path=self._plan.guest_hook_path,
                 )
                 self._stages.reached("sandbox")
                 if network is not None:

@@ -21,8 +21,21 @@ pytestmark = pytest.mark.root
 SHARED = "/run/kata-containers/shared/containers"
 
 
+def write_hooks(root: Path) -> Path:
+    """A directory of hooks that each add a line to the file ``ran``."""
+    for kind in ("prestart", "poststart", "poststop"):
+        hook = root / "hooks" / kind / "note"
+        hook.parent.mkdir(parents=True)
+        hook.write_text(f'#!/bin/sh\nread state; echo "$1 $state" >> {root}/ran\n')
+        hook.chmod(0o755)
+        (hook.parent / "README").write_text("no program")
+    return root / "hooks"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _sandbox(agent: AgentProcess) -> None:
+    hooks = write_hooks(agent.root)
+
     async def create() -> None:
         async with agent.connect() as guest:
             shm = Storage(
@@ -32,7 +45,9 @@ def _sandbox(agent: AgentProcess) -> None:
                 options=["noexec", "nosuid", "nodev", "mode=1777", "size=1048576"],
                 mount_point="/run/kata-containers/sandbox/shm",
             )
-            request = agent_pb2.CreateSandboxRequest(sandbox_id="s", storages=[shm])
+            request = agent_pb2.CreateSandboxRequest(
+                sandbox_id="s", storages=[shm], guest_hook_path=str(hooks)
+            )
             await guest.agent.CreateSandbox(request, timeout=LIMIT)
 
     trio.run(create)
@@ -97,6 +112,19 @@ async def test_bind_and_its_read_only_remount(agent: AgentProcess, guest: Guest)
     assert await guest.finish("s-bind") == (0, b"hello", b"")
     await guest.remove("s-bind")
     assert storage.mount_point not in mounts(agent)
+
+
+async def test_hooks_of_the_image_run_for_each_container(agent: AgentProcess, guest: Guest) -> None:
+    request = agent_pb2.CreateContainerRequest(
+        container_id="s-hooks", oci_spec_json=json.dumps(oci_spec(guest.rootfs, ["true"])).encode()
+    )
+    await guest.agent.CreateContainer(request, timeout=LIMIT)
+    await guest.start("s-hooks")
+    await guest.finish("s-hooks")
+    await guest.remove("s-hooks")
+    lines = (agent.root / "ran").read_text().splitlines()
+    ran = [line.split()[0] for line in lines if '"s-hooks"' in line]
+    assert ran == ["prestart", "poststart", "poststop"]
 
 
 async def test_a_shared_mount_point_is_counted(agent: AgentProcess, guest: Guest) -> None:
