@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.hypervisor import Hypervisor, Recorder
     from vmm.spec import VmSpec, VsockDevice
 
+_WHOLE_9P = (10, 0, 0)
 _BACKENDS: dict[Name, tuple[str, str]] = {
     "qemu": ("vmm.qemu.qemu", "QemuHypervisor"),
     "firecracker": ("vmm.firecracker.firecracker", "FirecrackerHypervisor"),
@@ -43,7 +44,27 @@ def load_backends(config: Config) -> Backends:
         virtiofsd=_make_virtiofsd,
         vsock=_reserve_vsock,
         vsock_daemon=_make_vsock_daemon,
+        whole_9p=whole_9p,
     )
+
+
+def whole_9p(config: Config) -> bool:
+    """Whether a guest can make sockets, FIFOs and device nodes over the VMM's 9p. Blocks.
+
+    QEMU 7.2 as Debian 12 has it can't (ENXIO, of its mending of CVE-2023-2861), 10.0 can.
+    True where nothing is to be chosen by it.
+
+    Raises:
+        VmmError: there is no such QEMU.
+    """
+    vm = config.hypervisor
+    if not isinstance(vm, Qemu) or vm.shared_fs != "auto":
+        return True
+    from vmm.arch import architecture
+    from vmm.qemu import probe
+
+    binary = probe.find_binary(architecture(config.katapy.guest_arch), vm.path or "")
+    return probe.probe(binary, config.katapy.cache_dir).version >= _WHOLE_9P
 
 
 def _load_class(name: Name) -> Callable[..., Hypervisor]:

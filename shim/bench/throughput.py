@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from shim.backends import whole_9p
 from shim.bench import bare_vm, containers, copies, wires
 from shim.bench.bare_vm import BareSpec
 from shim.bench.copies import MIB, Copy, Guest
@@ -88,7 +89,13 @@ def bare_spec(world: World, config: Config, share: Path, disk: str, links: wires
     vm = config.hypervisor
     if not isinstance(vm, Qemu):
         raise FailedPrecondition(f"throughput is measured with QEMU, not [{vm.section}]")
-    plan = plan_vm(config, name="bench", runtime_dir=world.folder / "plan", netns=None)
+    plan = plan_vm(
+        config,
+        name="bench",
+        runtime_dir=world.folder / "plan",
+        netns=None,
+        whole_9p=whole_9p(config),
+    )
     spec = plan.spec
     if plan.shared_fs == "none":
         raise FailedPrecondition("throughput: shared_fs = 'none' shares nothing")

@@ -54,12 +54,14 @@ class Backends:
         virtiofsd: builds the file server's context.
         vsock: gives the VM a vsock device: the host kernel's, else the daemon's.
         vsock_daemon: builds the context of the vsock daemon.
+        whole_9p: whether the VMM's 9p knows sockets, FIFOs and device nodes. Blocks.
     """
 
     hypervisor: MakeHypervisor
     virtiofsd: MakeVirtiofsd
     vsock: ReserveVsock
     vsock_daemon: MakeVsockDaemon
+    whole_9p: Callable[[Config], bool]
 
 
 class PodBuilder:
@@ -139,6 +141,7 @@ class PodBuilder:
             cards = await network.connect() if network is not None else ()
             if needs_vsock(self._config):
                 vsock = self._backends.vsock(self._runtime_dir)
+            whole_9p = await trio.to_thread.run_sync(self._backends.whole_9p, self._config)
             plan = plan_vm(
                 self._config,
                 name=f"katapy-{self._id}",
@@ -146,6 +149,7 @@ class PodBuilder:
                 netns=netns,
                 vsock=vsock,
                 size=size,
+                whole_9p=whole_9p,
             )
             passed = await trio.to_thread.run_sync(cold_plugged, spec, self._config)
             devices = (*plan.spec.devices, *cards, *passed)

@@ -86,6 +86,7 @@ def plan_vm(
     netns: int | None,
     vsock: VsockDevice | None = None,
     size: Size | None = None,
+    whole_9p: bool = True,
 ) -> VmPlan:
     """Plan a pod's VM.
 
@@ -97,6 +98,7 @@ def plan_vm(
         vsock: the device of the ``vsock`` channel, where the host provides it and not
             the VMM (:func:`needs_vsock`).
         size: what it boots with; None for the size of a pod that asks for nothing.
+        whole_9p: over the VMM's 9p a guest can make sockets, FIFOs and device nodes.
 
     Raises:
         ConfigError: no guest image, or settings that exclude each other.
@@ -106,7 +108,7 @@ def plan_vm(
     size = size or rule.size(Demand())
     machine = choose_machine(config)
     kernel, initrd, rootfs, kernel_args, has_9p = _guest_files(config)
-    shared_fs = choose_shared_fs(config, has_9p=has_9p)
+    shared_fs = choose_shared_fs(config, has_9p=has_9p, whole_9p=whole_9p)
     share_dir = runtime_dir / "shared"
     socket = runtime_dir / "virtiofsd.sock"
     channel = choose_channel(config)
@@ -259,12 +261,13 @@ def needs_vsock(config: Config) -> bool:
     return isinstance(config.hypervisor, Qemu) and choose_channel(config) == "vsock"
 
 
-def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
+def choose_shared_fs(config: Config, *, has_9p: bool, whole_9p: bool = True) -> SharedFs:
     """How host directories will get into the guest.
 
     Args:
         config: the effective configuration.
         has_9p: whether the guest's kernel is known to have 9p.
+        whole_9p: see :func:`plan_vm`.
 
     Raises:
         ConfigError: the guest's kernel has no 9p, or virtio-fs can't reach it.
@@ -285,7 +288,7 @@ def choose_shared_fs(config: Config, *, has_9p: bool) -> SharedFs:
         if not isinstance(vm, SharingHypervisor):
             return "none"
         # 9p is the faster one under emulation, but Debian's cloud kernel lacks it.
-        ninep = has_9p and isinstance(vm, Qemu) and not vm.rootless
+        ninep = has_9p and whole_9p and isinstance(vm, Qemu) and not vm.rootless
         return "virtio-9p" if ninep else "virtio-fs"
     if chosen == "virtio-9p" and not has_9p and vm.kernel is None:
         raise ConfigError(

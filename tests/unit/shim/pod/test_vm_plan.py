@@ -11,7 +11,7 @@ from shim.backends import load_backends
 from shim.config.hypervisors import AnyHypervisor, CloudHypervisor, Firecracker, Qemu
 from shim.config.model import Config, Katapy
 from shim.errors import ConfigError
-from shim.pod.vm_plan import VmPlan, needs_vsock, plan_vm
+from shim.pod.vm_plan import VmPlan, choose_shared_fs, needs_vsock, plan_vm
 from vmm.cmdline import merge
 from vmm.qemu.qemu import QemuHypervisor
 from vmm.spec import FsDevice, NinePDevice, PanicDevice, PmemDevice, VmSpec, VsockDevice
@@ -95,6 +95,15 @@ def test_qemu_with_9p() -> None:
     made = plan(Qemu(**FILES, shared_fs="virtio-9p", msize_9p=4096))
     assert device(made.spec, NinePDevice).path == made.share_dir
     assert made.msize == 4096
+
+
+def test_9p_is_chosen_where_it_is_whole() -> None:
+    chosen = [
+        choose_shared_fs(Config(hypervisor=vm), has_9p=True, whole_9p=whole)
+        for vm in (Qemu(), Qemu(shared_fs="virtio-9p"))
+        for whole in (True, False)
+    ]
+    assert chosen == ["virtio-9p", "virtio-fs", "virtio-9p", "virtio-9p"]
 
 
 def test_a_guest_with_the_other_byte_order_has_9p() -> None:
