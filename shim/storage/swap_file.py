@@ -5,6 +5,7 @@ Source: Linux include/linux/swap.h (union swap_header), as mkswap(8) writes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
@@ -25,10 +26,13 @@ def make_swap_file(path: str, size: int, page_size: int) -> None:
         page_size: bytes of the guest's pages.
 
     Raises:
-        OSError: it can't be made; nothing half-made is left.
+        OSError: it can't be made, or the host has no room for all of it; nothing half-made is left.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     pages = max(size // page_size, _LEAST_PAGES)
+    room = os.statvfs(os.path.dirname(path))
+    if pages * page_size > room.f_bavail * room.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, pages * page_size)
