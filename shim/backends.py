@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shim.config.hypervisors import Firecracker, Name, Qemu, SharingHypervisor
 from shim.errors import ConfigError
 from shim.pod.builder import Backends, MakeHypervisor
+from vmm.arch import architecture
 from vmm.errors import Unsupported
 from vmm.virtiofsd import ShareOptions, run_virtiofsd
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vmm.spec import VmSpec, VsockDevice
 
 _WHOLE_9P = (10, 0, 0)
+_SMALL_PAGE = 4096
 _BACKENDS: dict[Name, tuple[str, str]] = {
     "qemu": ("vmm.qemu.qemu", "QemuHypervisor"),
     "firecracker": ("vmm.firecracker.firecracker", "FirecrackerHypervisor"),
@@ -52,18 +54,19 @@ def whole_9p(config: Config) -> bool:
     """Whether a guest can make sockets, FIFOs and device nodes over the VMM's 9p. Blocks.
 
     QEMU 7.2 as Debian 12 has it can't (ENXIO, of its mending of CVE-2023-2861), 10.0 can.
-    True where nothing is to be chosen by it.
+    True where nothing is to be chosen by it: a guest with pages of 64 KiB (ppc64le) runs no
+    program off virtio-fs (seen with QEMU 7.2), so it has no other way.
 
     Raises:
         VmmError: there is no such QEMU.
     """
     vm = config.hypervisor
-    if not isinstance(vm, Qemu) or vm.shared_fs != "auto":
+    arch = architecture(config.katapy.guest_arch)
+    if not isinstance(vm, Qemu) or vm.shared_fs != "auto" or arch.page_size > _SMALL_PAGE:
         return True
-    from vmm.arch import architecture
     from vmm.qemu import probe
 
-    binary = probe.find_binary(architecture(config.katapy.guest_arch), vm.path or "")
+    binary = probe.find_binary(arch, vm.path or "")
     return probe.probe(binary, config.katapy.cache_dir).version >= _WHOLE_9P
 
 
