@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vmm.test_command import KVM, TCG, Line
-from tests.unit.vmm.test_command import features as qemu_features
+from tests.unit.vmm.command_line import KVM, TCG, Line
+from tests.unit.vmm.command_line import features as qemu_features
 from vmm.cloud_hypervisor import launch as clh
 from vmm.cloud_hypervisor import plan as clh_plan
 from vmm.cloud_hypervisor.features import Features as ClhFeatures
