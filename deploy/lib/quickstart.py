@@ -98,6 +98,7 @@ def _run_container(progress: Progress, daemon: Daemon, runtime: Runtime, image: 
     finally:
         _remove(daemon)
         daemon.stop()
+        _remove_cgroups()
     host = os.uname().release
     print(f"\n  host kernel   {host}\n  guest kernel  {guest}", flush=True)
     if guest == host:
@@ -109,3 +110,11 @@ def _remove(daemon: Daemon) -> None:
     for words in (("tasks", "delete", "--force"), ("containers", "delete")):
         with contextlib.suppress(DeployError):
             daemon.ctr(*words, CONTAINER, namespace=NAMESPACE, timeout=30)
+
+
+def _remove_cgroups() -> None:
+    # Containers' cgroups are below their namespace's, which is nobody's to remove but ours.
+    hierarchies = Path("/sys/fs/cgroup")
+    for path in (hierarchies / NAMESPACE, *hierarchies.glob(f"*/{NAMESPACE}")):
+        with contextlib.suppress(OSError):
+            path.rmdir()
